@@ -1,0 +1,130 @@
+"""What a layer type is: one small class that knows its parameters, shapes, blobs and module. No torch here.
+
+A `Layer` object is made per node of a graph. Its methods are pure: the same inputs give the same answers. The torch side
+lives in `layers/modules/` and is imported inside `module()` only, so that shapes, MACs and checks never load torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from caffejacinto_py.errors import LayerError
+from caffejacinto_py.schema.dialect import BVLC, Dialect
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One learnable blob of a layer, in Caffe's order.
+
+    filler: a FillerParameter message, or None for zeros. lr_mult / decay_mult: what the layer forces, whatever the prototxt says
+    (BatchNorm statistics: 0); None: the prototxt decides, default 1.
+    """
+
+    shape: Shape
+    filler: Any = None
+    lr_mult: float | None = None
+    decay_mult: float | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a layer may know of its surroundings.
+
+    probe: opens the data of a source layer and returns the shapes of its tops; None where data must not be touched
+    (`check`), then a source answers from its fields and `data_shape` (C, H, W).
+    """
+
+    phase: str = "TRAIN"
+    dialect: Dialect = BVLC
+    probe: Callable[[Layer], Sequence[Shape]] | None = None
+    data_shape: Shape = (3, 224, 224)
+
+    @property
+    def train(self) -> bool:
+        return self.phase == "TRAIN"
+
+
+class Layer:
+    """Base of all layer types. Class attributes are set by the `@layer(...)` decorator or overridden as traits."""
+
+    # set by the decorator
+    type: ClassVar[str] = ""
+    v1: ClassVar[str | None] = None  # V1LayerParameter.LayerType name
+    bottoms: ClassVar[tuple[int, int | None]] = (1, 1)  # (min, max); max None: any number
+    tops: ClassVar[tuple[int, int | None]] = (1, 1)
+    field: ClassVar[str | None] = None  # its parameter message in LayerParameter
+    forks: ClassVar[str] = "all"
+
+    # traits, as data
+    equal_counts: ClassVar[bool] = False  # as many tops as bottoms
+    auto_tops: ClassVar[bool] = False  # missing tops are made up (losses)
+    loss_top: ClassVar[bool] = False  # top[0] has loss weight 1 unless the prototxt says otherwise
+    source: ClassVar[str | None] = None  # a layer without bottoms that is fed: kind of feeder (data room)
+    may_inplace: ClassVar[bool] = False  # top may overwrite bottom: module honours `inplace = True`
+    forbids_inplace: ClassVar[bool] = False  # Caffe refuses an in-place prototxt of this type
+    saves_output: ClassVar[bool] = False  # backward reads the layer's own output: nobody may overwrite it
+    is_view: ClassVar[bool] = False  # the top may share memory with the bottom
+    stateful_forward: ClassVar[bool] = False  # a training forward changes state (BN statistics, RNG)
+    channels_last: ClassVar[bool] = True  # runs on channels_last tensors without converting back
+
+    def __init__(self, proto: Any, context: Context, ntop: int) -> None:
+        self.proto = proto
+        self.context = context
+        self.ntop = ntop
+        self.param = getattr(proto, self.field) if self.field else None
+
+    # --- what a layer type defines -------------------------------------------------------------------------------
+    def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
+        """Top shapes for these bottom shapes. Raises LayerError with a sentence the user can act on."""
+        raise NotImplementedError(self.type)
+
+    def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
+        """Learnable blobs in Caffe's order."""
+        return []
+
+    def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
+        """The torch module: `forward(*bottoms)` returns a tensor, or a tuple when there is more than one top; () for none.
+
+        `blobs` are the parameters to register, in the order of `blobs()`; they may be shared with other modules. The phase is
+        `module.training`. A module that `may_inplace` reads its attribute `inplace` (False at construction).
+        """
+        raise NotImplementedError(self.type)
+
+    def differentiable(self, i: int) -> bool:
+        """Whether a gradient can flow to bottom i (False: labels, and all bottoms of metrics)."""
+        return True
+
+    def force_backward(self, i: int) -> bool:
+        """Caffe's AllowForceBackward: may `force_backward: true` ask for the gradient of bottom i?"""
+        return self.differentiable(i)
+
+    def expects(self, i: int, ins: Sequence[Shape | None]) -> Shape | None:
+        """The shape bottom i must have, given the others; used where a data source cannot be opened. None: cannot tell."""
+        return None
+
+    def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+        """Multiply-accumulates of one forward pass over the whole batch."""
+        return 0
+
+    # --- helpers for them ------------------------------------------------------------------------------------------
+    @property
+    def name(self) -> str:
+        return str(self.proto.name)
+
+    def fail(self, text: str, *field: str | int, hint: str | None = None) -> LayerError:
+        """An error about this layer, to be raised. `field`: path below the layer, e.g. ("convolution_param", "pad")."""
+        return LayerError(f"layer '{self.name}' ({self.type}): {text}", field=field, hint=hint)
+
+    def axis(self, axis: int, ndim: int, *field: str | int) -> int:
+        """Caffe's CanonicalAxisIndex: negative counts from the end; out of range raises."""
+        if not -ndim <= axis < ndim:
+            raise self.fail(f"axis {axis} is out of range for a blob of {ndim} axes", *field)
+        return axis % ndim if ndim else 0

@@ -1,0 +1,62 @@
+"""The one value that decides where the forks disagree on a number.
+
+Resolved once per net by `resolve_dialect`; layers, data and solver ask it and never look at a global.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Choices in which the forks differ (spec: BVLC Caffe, NVCaffe, caffe-jacinto, SSD, ADaPTION, Ristretto).
+
+    name: the fork. The other fields are the choices; ask those, not the name.
+    """
+
+    name: str
+    batch_norm_ema: bool = False  # NV: running = plain moving average; BVLC: sums with a factor blob
+    batch_norm_phase_only: bool = False  # NV ignores use_global_stats: the phase decides
+    accuracy_ties_lose: bool = True  # BVLC: a tie counts as a miss; the others: higher index first
+    accuracy_empty_nan: bool = False  # the others: 0/0 when every label is ignored
+    sigmoid_ce_normalized: bool = True  # BVLC: loss_param normalization; NV: always / num
+    infogain_softmax: bool = True  # BVLC: applies softmax itself
+    bilinear_modern: bool = True  # BVLC: c = (k-1)/(2f); older forks: (2f-1-f%2)/(2f)
+    mean_file_centered: bool = False  # NV: mean file is center-cropped; BVLC: aligned with the crop
+    global_batch: bool = False  # NV: the prototxt batch is divided among the GPUs
+    test_initialization: bool = True  # False: one test iteration before training, not a whole pass
+    rampup_quadratic: bool = True  # 0.17: quadratic; 0.16: linear
+    lr_floor: bool = True  # 0.17: max(., min_lr) for every policy
+    weight_decay_power: float = 1.0  # default of the "poly" weight decay policy (jacinto: 0.5)
+
+
+_NV = Dialect(
+    "nvcaffe",
+    batch_norm_ema=True,
+    batch_norm_phase_only=True,
+    accuracy_ties_lose=False,
+    accuracy_empty_nan=True,
+    sigmoid_ce_normalized=False,
+    infogain_softmax=False,
+    bilinear_modern=False,
+    mean_file_centered=True,
+    global_batch=True,
+    test_initialization=False,
+)
+_OLD = dict(accuracy_ties_lose=False, accuracy_empty_nan=True, infogain_softmax=False, bilinear_modern=False)
+
+DIALECTS: dict[str, Dialect] = {
+    d.name: d
+    for d in (
+        Dialect("bvlc"),
+        _NV,
+        Dialect(**{**_NV.__dict__, "name": "jacinto", "weight_decay_power": 0.5}),
+        Dialect(**{**_NV.__dict__, "name": "jacinto-0.16", "rampup_quadratic": False, "lr_floor": False,
+                   "test_initialization": True}),
+        Dialect("ssd", **_OLD),  # type: ignore[arg-type]
+        Dialect("adaption", **_OLD),  # type: ignore[arg-type]
+        Dialect("ristretto"),
+    )
+}  # fmt: skip
+BVLC = DIALECTS["bvlc"]
