@@ -38,7 +38,8 @@ class Node:
 
     proto: its LayerParameter, never modified. path: where it stands in the document, for locations of its fields.
     propagate: per input the prototxt's propagate_down, or None. loss_weights: per output, 0 for outputs that are no loss.
-    needs: per input, whether backward must compute its gradient (set by the backward pass).
+    layer: its Layer object (set by the shapes pass). needs: per input, whether backward must compute its gradient; backward: whether
+    this node takes part in the backward pass at all (both set by the backward pass). inplace: its module overwrites its input.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Node:
     needs: tuple[bool, ...] = ()
     backward: bool = False
     inplace: bool = False
+    layer: Any = field(default=None, compare=False, repr=False)
 
     def __repr__(self) -> str:
         return f"Node({self.name!r}, {self.type}, {[str(v) for v in self.inputs]} -> {[str(v) for v in self.outputs]})"
@@ -77,6 +79,7 @@ class Graph:
     """A whole net in one phase. Node order is execution order.
 
     shapes, params: filled by the passes of that name; empty before. locate: field path -> Loc, from the source map.
+    notices: lines a person should see once (legacy syntax upgraded, ...).
     """
 
     name: str
@@ -91,6 +94,7 @@ class Graph:
     locate: Any = field(default=None, compare=False, repr=False)
     shapes: Mapping[Value, Shape] = field(default_factory=dict, repr=False)
     params: tuple[Param, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def where(self, node: Node, *fields: str | int) -> Loc | None:
         """The place of a field of a node; the layer's own place when the field is not in the text."""

@@ -110,6 +110,17 @@ class Layer:
         """The shape bottom i must have, given the others; used where a data source cannot be opened. None: cannot tell."""
         return None
 
+    def assumed(self, ntop: int) -> list[Shape | None]:
+        """Top shapes of a source whose data is not opened; None: the consumer decides (see `expects`)."""
+        return list(self.shapes([]))
+
+    def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
+        """Blobs (numpy arrays) of a weights file brought from another fork's layout into this layer's; raises LayerError.
+
+        `targets` are the shapes of this layer's blobs. Default: as they are.
+        """
+        return blobs
+
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         """Multiply-accumulates of one forward pass over the whole batch."""
         return 0
