@@ -1,13 +1,14 @@
 """Errors a user can act on: what is wrong, where (file:line:col), what to do, and the exit code.
 
-Every failure that a user can cause is a `CaffeError`. Anything else that escapes is a defect of this program and shows a
+Every failure that a user can cause is a `CaffeError`. Anything else that escapes is a defect of this program and
+shows a
 traceback.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 
@@ -93,7 +94,7 @@ class ManyErrors(InputError):
         return "\n".join(str(e) for e in self.errors)
 
 
-def raise_all(errors: list[CaffeError]) -> None:
+def raise_all(errors: Sequence[CaffeError]) -> None:
     """Raise what was collected: nothing, the one error itself, or `ManyErrors`."""
     if len(errors) == 1:
         raise errors[0]

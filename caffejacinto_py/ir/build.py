@@ -44,7 +44,8 @@ def met(rule: Any, *, phase: str, level: int, stages: Sequence[str]) -> bool:
 
 
 def kept(proto: Any, *, phase: str, level: int, stages: Sequence[str]) -> bool:
-    """Whether a layer belongs to the net in this state. Raises LayerError when it has both include and exclude rules."""
+    """Whether a layer belongs to the net in this state. Raises LayerError when it has both include and exclude
+    rules."""
     if proto.include and proto.exclude:
         raise LayerError(f"layer '{proto.name}': both include and exclude rules", hint="use one kind of rule per layer")
     if proto.include:
@@ -71,8 +72,11 @@ def build(
     dialect: Dialect = BVLC,
     locate: Callable[[tuple[str | int, ...]], Loc | None] | None = None,
 ) -> Graph:
-    """Filter and resolve. `lookup(type, name=, loc=)` returns the layer class or raises. Raises PrototxtError or ManyErrors."""
-    names, nodes, errors = _Names(), [], []
+    """Filter and resolve. `lookup(type, name=, loc=)` returns the layer class or raises. Raises PrototxtError or
+    ManyErrors."""
+    names = _Names()
+    nodes: list[Node] = []
+    errors: list[CaffeError] = []
     where = locate or (lambda path: None)
     kept_layers = []
     for index, proto in enumerate(message.layer):
@@ -110,8 +114,11 @@ def build(
 def _empty(message: Any, phase: str, where: Any) -> PrototxtError:
     loc = where(())
     if message.layer:
-        return PrototxtError(f"no layer of net '{message.name}' is left in phase {phase}", loc=loc,
-                             hint="the include/exclude rules drop all layers: check --phase, --level and --stage")  # fmt: skip
+        return PrototxtError(
+            f"no layer of net '{message.name}' is left in phase {phase}",
+            loc=loc,
+            hint="the include/exclude rules drop all layers: check --phase, --level and --stage",
+        )
     return PrototxtError(f"net '{message.name}' has no layers", loc=loc)
 
 
@@ -121,8 +128,11 @@ def _resolve(index: int, proto: Any, names: _Names, lookup: Lookup, where: Any) 
     path = ("layer", index)
 
     def wrong(text: str, *fields: str | int, hint: str | None = None) -> None:
-        errors.append(LayerError(f"layer '{proto.name}': {text}", field=fields, hint=hint,
-                                 loc=where((*path, *fields)) or where(path)))  # fmt: skip
+        errors.append(
+            LayerError(
+                f"layer '{proto.name}': {text}", field=fields, hint=hint, loc=where((*path, *fields)) or where(path)
+            )
+        )
 
     traits: Traits | None = None
     try:
@@ -168,8 +178,12 @@ def _tops(index: int, proto: Any, names: _Names, traits: Traits | None, wrong: A
         if name in names.current:
             inplace = i < len(proto.bottom) and proto.bottom[i] == name
             if not inplace:
-                wrong(f"top '{name}' is already produced by layer '{names.maker[name]}'", "top", i,
-                      hint="give it another name; only an in-place layer (same bottom) may reuse one")  # fmt: skip
+                wrong(
+                    f"top '{name}' is already produced by layer '{names.maker[name]}'",
+                    "top",
+                    i,
+                    hint="give it another name; only an in-place layer (same bottom) may reuse one",
+                )
             elif traits is not None and traits.forbids_inplace:
                 wrong(f"a {proto.type} layer cannot work in place", "top", i, hint="give the top another name")
             value = Value(name, names.current[name].version + 1)
@@ -193,8 +207,11 @@ def _check_counts(proto: Any, traits: Traits, bottoms: int, tops: int, wrong: An
 def _loss_weights(proto: Any, traits: Traits | None, ntop: int, wrong: Any) -> tuple[float, ...]:
     given = tuple(proto.loss_weight)
     if given and len(given) != ntop and not (len(given) == len(proto.top) < ntop):
-        wrong(f"loss_weight is given {len(given)} times for {ntop} tops", "loss_weight",
-              hint="give one loss_weight per top, or none")  # fmt: skip
+        wrong(
+            f"loss_weight is given {len(given)} times for {ntop} tops",
+            "loss_weight",
+            hint="give one loss_weight per top, or none",
+        )
     if given:
         return (given + (0.0,) * ntop)[:ntop]
     return (1.0 if traits is not None and traits.loss_top and ntop else 0.0,)[:ntop] + (0.0,) * (ntop - 1)

@@ -1,4 +1,5 @@
-"""The immutable graph of a net: values in single assignment, nodes, and what passes learn about them. No torch, no registry."""
+"""The immutable graph of a net: values in single assignment, nodes, and what passes learn about them. No torch, no
+registry."""
 
 from __future__ import annotations
 
@@ -37,9 +38,12 @@ class Node:
     """One layer of the net.
 
     proto: its LayerParameter, never modified. path: where it stands in the document, for locations of its fields.
-    propagate: per input the prototxt's propagate_down, or None. loss_weights: per output, 0 for outputs that are no loss.
-    layer: its Layer object (set by the shapes pass). needs: per input, whether backward must compute its gradient; backward: whether
-    this node takes part in the backward pass at all (both set by the backward pass). inplace: its module overwrites its input.
+    propagate: per input the prototxt's propagate_down, or None. loss_weights: per output, 0 for outputs that are no
+    loss.
+    layer: its Layer object (set by the shapes pass). needs: per input, whether backward must compute its gradient;
+    backward: whether
+    this node takes part in the backward pass at all (both set by the backward pass). inplace: its module overwrites
+    its input.
     """
 
     name: str

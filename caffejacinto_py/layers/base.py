@@ -1,6 +1,7 @@
 """What a layer type is: one small class that knows its parameters, shapes, blobs and module. No torch here.
 
-A `Layer` object is made per node of a graph. Its methods are pure: the same inputs give the same answers. The torch side
+A `Layer` object is made per node of a graph. Its methods are pure: the same inputs give the same answers. The torch
+side
 lives in `layers/modules/` and is imported inside `module()` only, so that shapes, MACs and checks never load torch.
 """
 
@@ -24,7 +25,8 @@ Shape = tuple[int, ...]
 class Blob:
     """One learnable blob of a layer, in Caffe's order.
 
-    filler: a FillerParameter message, or None for zeros. lr_mult / decay_mult: what the layer forces, whatever the prototxt says
+    filler: a FillerParameter message, or None for zeros. lr_mult / decay_mult: what the layer forces, whatever the
+    prototxt says
     (BatchNorm statistics: 0); None: the prototxt decides, default 1.
     """
 
@@ -91,9 +93,11 @@ class Layer:
         return []
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
-        """The torch module: `forward(*bottoms)` returns a tensor, or a tuple when there is more than one top; () for none.
+        """The torch module: `forward(*bottoms)` returns a tensor, or a tuple when there is more than one top; () for
+        none.
 
-        `blobs` are the parameters to register, in the order of `blobs()`; they may be shared with other modules. The phase is
+        `blobs` are the parameters to register, in the order of `blobs()`; they may be shared with other modules. The
+        phase is
         `module.training`. A module that `may_inplace` reads its attribute `inplace` (False at construction).
         """
         raise NotImplementedError(self.type)
@@ -107,7 +111,8 @@ class Layer:
         return self.differentiable(i)
 
     def expects(self, i: int, ins: Sequence[Shape | None]) -> Shape | None:
-        """The shape bottom i must have, given the others; used where a data source cannot be opened. None: cannot tell."""
+        """The shape bottom i must have, given the others; used where a data source cannot be opened. None: cannot
+        tell."""
         return None
 
     def assumed(self, ntop: int) -> list[Shape | None]:
@@ -115,7 +120,8 @@ class Layer:
         return list(self.shapes([]))
 
     def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
-        """Blobs (numpy arrays) of a weights file brought from another fork's layout into this layer's; raises LayerError.
+        """Blobs (numpy arrays) of a weights file brought from another fork's layout into this layer's; raises
+        LayerError.
 
         `targets` are the shapes of this layer's blobs. Default: as they are.
         """

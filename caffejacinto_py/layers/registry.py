@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from caffejacinto_py.errors import LayerError, Loc, near
 from caffejacinto_py.layers.base import Layer
 
+
 class UnknownLayer(LayerError):
     """A layer type that is not registered."""
 
@@ -16,7 +17,8 @@ _TYPES: dict[str, type[Layer]] = {}
 L = TypeVar("L", bound=type[Layer])
 
 _OWNERS = {
-    "SSD / NVCaffe / caffe-jacinto": "AnnotatedData VideoData MultiBoxLoss PriorBox DetectionOutput DetectionEvaluate Permute Normalize",
+    "SSD / NVCaffe / caffe-jacinto": "AnnotatedData VideoData MultiBoxLoss PriorBox DetectionOutput "
+    "DetectionEvaluate Permute Normalize",
     "NVCaffe / caffe-jacinto": "Axpy L1Loss DetectNetTransformation",
     "caffe-jacinto": "ImageLabelData ImageLabelListData SegmentationAccuracy IOUAccuracy",
     "ADaPTION": "LPConvolution LPInnerProduct LPAct ROIPooling",

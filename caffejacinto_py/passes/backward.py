@@ -1,4 +1,5 @@
-"""Which gradients backward must compute: Caffe's rules of Net::Init (propagate_down, lr_mult 0, blobs under a loss, force_backward)."""
+"""Which gradients backward must compute: Caffe's rules of Net::Init (propagate_down, lr_mult 0, blobs under a loss,
+force_backward)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ def mark(graph: Graph) -> Graph:
     nodes = []
     for node in graph.nodes:
         needs = tuple(_need(node, i, wanted[v], graph.force_backward) for i, v in enumerate(node.inputs))
-        backward = any(needs) or node.name in learns or (graph.force_backward and bool(node.inputs or node.layer.source))
+        backward = (
+            any(needs) or node.name in learns or (graph.force_backward and bool(node.inputs or node.layer.source))
+        )
         wanted.update((v, backward) for v in node.outputs)
         nodes.append(replace(node, needs=needs, backward=backward and not node.layer.source))
     if graph.force_backward:

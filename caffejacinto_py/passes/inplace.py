@@ -1,6 +1,7 @@
 """Where a module may overwrite its input: the prototxt's in-place layers are only a hint, this pass decides.
 
-Legal when nobody else reads the input, its maker does not need it for its own backward, and it is not a view of another blob.
+Legal when nobody else reads the input, its maker does not need it for its own backward, and it is not a view of
+another blob.
 """
 
 from __future__ import annotations

@@ -37,8 +37,10 @@ def collect(graph: Graph) -> Graph:
         try:
             blobs = node.layer.blobs([graph.shapes[v] for v in node.inputs])
             if len(node.specs) > len(blobs):
-                raise LayerError(f"layer '{node.name}': {len(node.specs)} param entries for {len(blobs)} learnable blobs",
-                                 field=("param", len(blobs)))  # fmt: skip
+                raise LayerError(
+                    f"layer '{node.name}': {len(node.specs)} param entries for {len(blobs)} learnable blobs",
+                    field=("param", len(blobs)),
+                )
             for i, blob in enumerate(blobs):
                 spec = node.specs[i] if i < len(node.specs) else Spec()
                 if spec.name and spec.name in owners:
@@ -75,14 +77,21 @@ def _join(owner: _Open, node: Node, i: int, blob: Blob, spec: Spec) -> None:
     who = f"layer '{node.name}': blob {i} shares param '{spec.name}' with layer '{owner.node}'"
     if spec.permissive:
         if prod(shape) != prod(owner.shape):
-            raise LayerError(f"{who}, but has {prod(shape)} values where the owner has {prod(owner.shape)}", field=("param", i))
+            raise LayerError(
+                f"{who}, but has {prod(shape)} values where the owner has {prod(owner.shape)}", field=("param", i)
+            )
     elif shape != owner.shape:
-        raise LayerError(f"{who}, but has shape {shape} where the owner has {owner.shape}", field=("param", i),
-                         hint="share_mode: PERMISSIVE compares the number of values only")  # fmt: skip
+        raise LayerError(
+            f"{who}, but has shape {shape} where the owner has {owner.shape}",
+            field=("param", i),
+            hint="share_mode: PERMISSIVE compares the number of values only",
+        )
     for what in ("lr_mult", "decay_mult"):
         mine, theirs = getattr(spec, what), getattr(owner, what)
         if mine is not None and theirs is not None and mine != theirs and not owner.forced:
-            raise LayerError(f"{who}, but {what} {mine:g} differs from the owner's {theirs:g}", field=("param", i, what))
+            raise LayerError(
+                f"{who}, but {what} {mine:g} differs from the owner's {theirs:g}", field=("param", i, what)
+            )
         if theirs is None:
             setattr(owner, what, mine)
     owner.users.append((node.name, i))

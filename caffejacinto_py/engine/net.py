@@ -1,0 +1,185 @@
+"""The net that runs: an nn.Module that executes a plan over a list of slots, under Caffe's names.
+
+It knows nothing of data, solvers or files; weights go in and out as `ModelFile` (engine/weights.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from caffejacinto_py.engine import weights
+from caffejacinto_py.engine.layout import Layout, choose
+from caffejacinto_py.engine.params import Learnable, make_params
+from caffejacinto_py.engine.plan import Plan, Step, plan
+from caffejacinto_py.errors import UsageError, near
+from caffejacinto_py.ir.graph import Graph, Node, Shape
+from caffejacinto_py.layers.base import Layer
+
+
+class Result(NamedTuple):
+    """loss: sum of loss_weight x loss, shape (). outputs: net outputs by name, alphabetical."""
+
+    loss: Tensor
+    outputs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A layer that must be fed: its tops in order, with their shapes."""
+
+    layer: Layer
+    node: Node
+    tops: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+
+
+class Net(nn.Module):
+    """A net in one phase.
+
+    graph: from `passes.prepare`. share: another Net whose parameters are used, by layer name, where it has them (test
+    nets).
+    seed: for the fillers; None draws a fresh one. layout: memory format of 4-D blobs, "auto" lets the engine choose.
+    inplace: False keeps every blob intact for whoever looks at them (pycaffe).
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        share: Net | None = None,
+        seed: int | None = None,
+        layout: str = "auto",
+        inplace: bool = True,
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.plan: Plan = plan(graph)
+        self.dtype = dtype
+        self.device = torch.device(device)
+        owned = make_params(graph, dtype=dtype, seed=seed, share=share.params if share else None)
+        self.params: dict[str, list[nn.Parameter]] = {}
+        self.layers = nn.ModuleList()
+        self.sources: list[Source] = []
+        for node in graph.nodes:
+            self._add(node, owned, inplace)
+        self.learnable = [
+            Learnable(owned[p.users[0]], p.lr_mult, p.decay_mult, p.node, p.index, p.name) for p in graph.params
+        ]
+        self.to(self.device)
+        self.layout: Layout = share.layout if share else choose(graph, layout, self.device, dtype)
+        self.layout.weights(self)
+        self.train(graph.phase == "TRAIN")
+
+    def _add(self, node: Node, owned: Any, inplace: bool) -> None:
+        shapes = [self.graph.shapes[v] for v in node.inputs]
+        blobs = [owned[node.name, i] for i in range(len(node.layer.blobs(shapes)))]
+        if blobs:
+            self.params[node.name] = blobs
+        if node.layer.source:
+            tops = tuple(v.name for v in node.outputs)
+            self.sources.append(Source(node.layer, node, tops, tuple(self.graph.shapes[v] for v in node.outputs)))
+            return
+        module = node.layer.module(shapes, blobs)
+        if node.layer.may_inplace:
+            module.inplace = inplace and node.inplace
+        self.layers.append(module)
+
+    @property
+    def phase(self) -> str:
+        return self.graph.phase
+
+    # --- running -----------------------------------------------------------------------------------------------------
+    def forward(self, inputs: Mapping[str, Tensor]) -> Result:
+        """One pass. inputs: a tensor for every source top (`sources`), on any device. Frees blobs as soon as they are
+        dead."""
+        slots: list[Tensor | None] = [None] * self.plan.slots
+        for name, slot in self.plan.feeds:
+            slots[slot] = self.feed(name, inputs)
+        loss: Tensor | None = None
+        for step, module in zip(self.plan.steps, self.layers, strict=True):
+            outs = _call(step, module, [slots[i] for i in step.ins])
+            for slot, out in zip(step.outs, outs, strict=True):
+                slots[slot] = out
+            for i, weight in step.losses:
+                loss = _add_loss(loss, outs[i], weight)
+            for slot in step.free:
+                slots[slot] = None
+        if loss is None:
+            loss = torch.zeros((), dtype=self.dtype, device=self.device)
+        return Result(loss, {name: slots[slot] for name, slot in self.plan.outputs})  # type: ignore[misc]
+
+    def run(
+        self, blobs: dict[str, Tensor], *, start: str | None = None, end: str | None = None
+    ) -> Iterator[tuple[Node, tuple[Tensor, ...]]]:
+        """Layer by layer, from layer `start` to layer `end` (both included): yields each node with its tops.
+
+        `blobs` maps blob names to tensors; it must hold what the range reads and is updated as the layers run, as
+        Caffe's blobs
+        are. For debugging, timing and pycaffe; `forward` is the fast road.
+        """
+        names = [s.node.name for s in self.plan.steps]
+        sources = {s.node.name for s in self.sources}
+        first, last = self._index(start, names, sources, 0), self._index(end, names, sources, len(names) - 1)
+        for step, module in zip(self.plan.steps[first : last + 1], self.layers[first : last + 1], strict=True):
+            for v in step.node.inputs:
+                if v.name not in blobs:
+                    raise UsageError(f"layer '{step.node.name}' reads blob '{v.name}', which has no value yet")
+            outs = _call(step, module, [blobs[v.name] for v in step.node.inputs])
+            for v, out in zip(step.node.outputs, outs, strict=True):
+                blobs[v.name] = out
+            yield step.node, outs
+
+    @staticmethod
+    def _index(name: str | None, names: list[str], sources: set[str], default: int) -> int:
+        if name is None:
+            return default
+        if name in names:
+            return names.index(name)
+        if name in sources:
+            return default if default == 0 else -1
+        raise UsageError(f"the net has no layer '{name}'", hint=near(name, names))
+
+    def feed(self, name: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """A source top as the net wants it: device, floating type, memory format; a leaf with gradient if
+        force_backward."""
+        if name not in inputs:
+            raise UsageError(f"input blob '{name}' is missing", hint=near(name, inputs))
+        tensor = inputs[name].to(self.device, self.dtype, non_blocking=True)
+        tensor = self.layout.feed(tensor)
+        if self.graph.force_backward and torch.is_grad_enabled() and not tensor.requires_grad:
+            tensor = tensor.detach().requires_grad_()
+        return tensor
+
+    def load(self, model: Any, *, ignore_shape_mismatch: bool = False) -> weights.LoadReport:
+        """Copy blobs from a ModelFile into layers of the same name. See engine/weights.py."""
+        return weights.load(self, model, ignore_shape_mismatch=ignore_shape_mismatch)
+
+    def model(self, *, diffs: bool = False) -> Any:
+        """The net as a ModelFile (copies). diffs: gradients too."""
+        return weights.model(self, diffs=diffs)
+
+
+def _call(step: Step, module: nn.Module, args: list[Any]) -> Sequence[Tensor]:
+    if step.backward:
+        for i in step.cut:
+            if args[i].requires_grad:
+                args[i] = args[i].detach()
+        out = module(*args)
+    else:
+        with torch.no_grad():
+            out = module(*args)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def _add_loss(loss: Tensor | None, top: Tensor, weight: float) -> Tensor:
+    term = top.sum() if top.dim() else top
+    if weight != 1.0:
+        term = term * weight
+    return term if loss is None else loss + term

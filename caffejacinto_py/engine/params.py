@@ -1,0 +1,90 @@
+"""The learnable blobs of a net as torch parameters: made, filled, shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from caffejacinto_py.errors import LayerError
+from caffejacinto_py.ir.graph import Graph, Node, Param, Shape
+from caffejacinto_py.layers.fillers import fill
+from caffejacinto_py.schema.blobs import blob_to_array
+
+Owned = dict[tuple[str, int], nn.Parameter]
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """A blob that the solver may update: an owner, in Caffe's order."""
+
+    param: nn.Parameter
+    lr_mult: float
+    decay_mult: float
+    node: str
+    index: int
+    name: str
+
+
+def make_params(
+    graph: Graph, *, dtype: torch.dtype, seed: int | None, share: Mapping[str, list[nn.Parameter]] | None
+) -> Owned:
+    """A parameter for every (layer, blob index): taken from `share` by layer name, else from the prototxt's blobs,
+    else filled.
+
+    Fillers draw from one generator seeded by `seed`, in Caffe's order of blobs.
+    """
+    rng = np.random.default_rng(seed)
+    nodes = {n.name: n for n in graph.nodes}
+    made: Owned = {}
+    for p in graph.params:
+        param = _shared(p, share) if share else None
+        if param is None:
+            array = _initial(graph, nodes[p.node], p, rng)
+            param = nn.Parameter(
+                torch.from_numpy(array).to(dtype), requires_grad=bool(p.lr_mult) or graph.force_backward
+            )
+        for user in p.users:
+            made[user] = param
+    return made
+
+
+def _shared(p: Param, share: Mapping[str, list[nn.Parameter]]) -> nn.Parameter | None:
+    for name, index in p.users:
+        if name in share and index < len(share[name]):
+            param = share[name][index]
+            if tuple(param.shape) != p.shape:
+                raise LayerError(
+                    f"layer '{name}': blob {index} has shape {p.shape} here and {tuple(param.shape)} in the net "
+                    "it shares weights with"
+                )
+            return param
+    return None
+
+
+def _initial(graph: Graph, node: Node, p: Param, rng: np.random.Generator) -> np.ndarray:
+    blob = node.layer.blobs([graph.shapes[v] for v in node.inputs])[p.index]
+    if len(node.proto.blobs) > p.index:
+        return _given(node, p.index, tuple(blob.shape))
+    if blob.filler is None:
+        return np.zeros(blob.shape, np.float32)
+    try:
+        return fill(blob.filler, tuple(blob.shape), rng, graph.dialect)
+    except LayerError as e:
+        e.loc = e.loc or graph.where(node, *e.field)
+        e.text = f"layer '{node.name}': {e.text}"
+        raise
+
+
+def _given(node: Node, index: int, shape: Shape) -> np.ndarray:
+    """Blobs written inside a prototxt's layer replace its fillers."""
+    array = blob_to_array(node.proto.blobs[index])
+    if array.size != int(np.prod(shape)):
+        raise LayerError(
+            f"layer '{node.name}': blob {index} in the prototxt has shape {array.shape}, the layer needs {shape}",
+            loc=node.loc,
+        )
+    return np.array(array, np.float32).reshape(shape)
