@@ -1,0 +1,85 @@
+"""The `caffejacinto` program: verbs in one file each, loaded when used. No torch at import, so `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from caffejacinto_py import errors
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: the program's own) and return its exit code.
+
+    0 done; 1 failed while running; 2 usage; 3 prototxt, weights or data invalid; 4 a comparison found differences;
+    130 stopped by Ctrl-C. Never raises: errors go to stderr as one sentence, with a traceback only under `--debug`.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = _take_debug(args)
+    try:
+        return _run(args)
+    except BrokenPipeError:
+        _silence_stdout()
+        return 1
+    except click.Abort:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as e:  # the last resort: whatever escapes becomes one line and an exit code
+        if debug:
+            traceback.print_exc()
+        text, code = explain(e)
+        print(text, file=sys.stderr)
+        return code
+
+
+def _run(args: list[str]) -> int:
+    from caffejacinto_py.cli.group import cli
+
+    try:
+        result = cli.main(args, prog_name="caffejacinto", standalone_mode=False)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        raise click.Abort from None
+    except SystemExit as e:  # click leaves this way on a broken pipe
+        _silence_stdout()
+        return e.code if isinstance(e.code, int) else 1
+    return result if isinstance(result, int) else 0
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """What the terminal shows for an exception, and the exit code."""
+    if isinstance(error, errors.CaffeError):
+        return errors.render(error), error.exit_code
+    if isinstance(error, click.UsageError):
+        from caffejacinto_py.cli.group import explain_usage
+
+        return explain_usage(error), 2
+    if isinstance(error, click.ClickException):
+        return f"error: {error.format_message()}", 1
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"error: {error.filename}: {error.strerror}", 1
+    if isinstance(error, MemoryError):
+        return "error: out of memory", 1
+    what = " ".join(str(error).split()) or "no message"
+    return f"internal error: {type(error).__name__}: {what} (run with --debug for the traceback)", 1
+
+
+def _take_debug(args: list[str]) -> bool:
+    """Remove `--debug` wherever it stands before `--`; True if it was there."""
+    end = args.index("--") if "--" in args else len(args)
+    places = [i for i in range(end) if args[i] in ("--debug", "-debug")]
+    for i in reversed(places):
+        del args[i]
+    return bool(places)
+
+
+def _silence_stdout() -> None:
+    """Nobody reads stdout any more: let the interpreter's last flush go nowhere."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # stdout is not a real file (captured, closed)
+        return

@@ -18,32 +18,37 @@ class Tape:
     """What the last forward of each layer left behind: its inputs and outputs, joined by autograd."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
+        self._kept: dict[int, tuple[list[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
 
-    def __contains__(self, node: Node) -> bool:
-        return node.name in self._kept
+    def __contains__(self, key: int) -> bool:
+        return key in self._kept
 
     def clear(self) -> None:
         self._kept.clear()
 
-    def forward(self, node: Node, module: Module, bottoms: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The tops of one layer, detached. Bottoms are not modified, provided the module is not in place."""
+    def forward(
+        self, key: int, node: Node, module: Module, bottoms: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """The tops of one layer, detached. Bottoms are not modified, provided the module is not in place.
+
+        key: the position of the layer in its net, for `backward`.
+        """
         ins = [b.detach().requires_grad_(need) for b, need in zip(bottoms, node.needs, strict=True)]
         with torch.set_grad_enabled(node.backward):
             out = module(*ins)
         outs = out if isinstance(out, tuple) else (out,)
         if node.backward:
-            self._kept[node.name] = (ins, outs)
+            self._kept[key] = (ins, outs)
         return tuple(o.detach() for o in outs)
 
     def backward(
-        self, node: Node, params: Sequence[torch.nn.Parameter], top_diffs: Sequence[torch.Tensor]
+        self, key: int, params: Sequence[torch.nn.Parameter], top_diffs: Sequence[torch.Tensor]
     ) -> list[torch.Tensor | None]:
         """Gradients of the bottoms (None where not needed) for these gradients of the tops.
 
         Gradients of the learnable blobs are added to `.grad`, as in Caffe. May be called again after one forward.
         """
-        ins, outs = self._kept[node.name]
+        ins, outs = self._kept[key]
         wanted = [x for x in ins if x.requires_grad]
         learn = list(dict.fromkeys(p for p in params if p.requires_grad))
         reached = [(o, d) for o, d in zip(outs, top_diffs, strict=True) if o.requires_grad]
@@ -61,5 +66,5 @@ class Tape:
                 p.grad = torch.zeros_like(p)
             if g is not None:
                 p.grad += g
-        diffs = iter([g if g is not None else torch.zeros_like(x) for x, g in zip(wanted, found)])
+        diffs = iter([g if g is not None else torch.zeros_like(x) for x, g in zip(wanted, found, strict=False)])
         return [next(diffs) if x.requires_grad else None for x in ins]

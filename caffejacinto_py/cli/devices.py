@@ -1,0 +1,54 @@
+"""Which device a verb runs on: `--gpu` and solver_mode against what the machine has."""
+
+from __future__ import annotations
+
+import logging
+
+from caffejacinto_py.errors import CaffeError, UsageError
+
+
+class DeviceError(CaffeError):
+    """The device that was asked for is not here."""
+
+
+def pick(gpu: str | None, *, solver_mode: str | None = None, log: logging.Logger) -> str:
+    """A torch device name. `--gpu` decides; without it the solver's mode ("CPU", "GPU", None).
+
+    An explicit GPU that is not there raises DeviceError; a solver that merely says GPU falls back to the CPU with a warning.
+    Raises UsageError for a `--gpu` that is no list of numbers.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu is None:
+        if solver_mode != "GPU":
+            return "cpu"
+        if count:
+            return "cuda:0"
+        log.warning("solver_mode is GPU, but no CUDA GPU can be used here: running on the CPU")
+        return "cpu"
+    wanted = _numbers(gpu, count)
+    if not wanted:
+        return "cpu"
+    if not count:
+        raise DeviceError(f"--gpu {gpu}: no CUDA GPU can be used here", hint="leave --gpu out to run on the CPU")
+    if wanted[-1] >= count:
+        raise DeviceError(f"--gpu {gpu}: there are {count} GPUs, numbered from 0", hint="see `caffejacinto device_query`")
+    if len(wanted) > 1:
+        raise DeviceError(f"--gpu {gpu}: this version runs on one GPU at a time", hint=f"use --gpu {wanted[0]}")
+    return f"cuda:{wanted[0]}"
+
+
+def _numbers(gpu: str, count: int) -> list[int]:
+    """The GPU numbers, ascending; none for the CPU (-1)."""
+    if gpu.strip().lower() == "all":
+        return list(range(max(count, 1)))
+    try:
+        found = sorted({int(word) for word in gpu.split(",")})
+    except ValueError:
+        raise UsageError(f"--gpu {gpu}: neither 'all' nor numbers such as 0 or 0,1") from None
+    if found == [-1]:
+        return []
+    if found[0] < 0:
+        raise UsageError(f"--gpu {gpu}: GPU numbers are not negative; -1 alone means the CPU")
+    return found

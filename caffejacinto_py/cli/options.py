@@ -1,0 +1,99 @@
+"""Options that several verbs share, and the types that read them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path)
+
+
+class CommaList(click.ParamType):
+    """a,b,c -> ("a", "b", "c")."""
+
+    name = "A,B"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        return tuple(word.strip() for word in str(value).split(",") if word.strip())
+
+
+class DataShape(click.ParamType):
+    """C,H,W (also CxHxW) -> three positive integers."""
+
+    name = "C,H,W"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = str(value).replace("x", ",").split(",")
+        if len(words) != 3 or not all(w.strip().isdecimal() and int(w) > 0 for w in words):
+            self.fail(f"'{value}' is not three sizes such as 3,224,224", param, ctx)
+        return tuple(int(w) for w in words)
+
+
+def phases(*more: str, default: str) -> Callable[[F], F]:
+    return click.option("--phase", type=click.Choice(["TRAIN", "TEST", *more], case_sensitive=False), default=default,
+                        show_default=True, help="Phase of the net.")  # fmt: skip
+
+
+def state(command: F) -> F:
+    """--level and --stage, for include and exclude rules."""
+    command = click.option("--stage", type=CommaList(), default=(), help="Stages of the net, comma-separated.")(command)
+    return click.option("--level", type=int, default=0, show_default=True, help="Level of the net.")(command)
+
+
+def gpu(command: F) -> F:
+    text = "GPU to use: a number or 'all'. -1: CPU. Default: CPU, unless a solver says solver_mode: GPU."
+    return click.option("--gpu", "gpu", metavar="N", default=None, help=text)(command)
+
+
+def dialect(command: F) -> F:
+    text = "Whose numbers to follow where the forks differ: bvlc, nvcaffe, jacinto, jacinto-0.16, ssd, adaption, ristretto."
+    return click.option("--dialect", default=None, metavar="NAME", help=text + " Default: from the net.")(command)
+
+
+def threads(command: F) -> F:
+    return click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.")(command)
+
+
+def log_level(command: F) -> F:
+    levels = click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
+    return click.option("--log-level", type=levels, default="info", show_default=True,
+                        help="What is logged to stderr.")(command)  # fmt: skip
+
+
+def as_json(command: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(command)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout; numbers that JSON does not know (nan, inf) become null."""
+    click.echo(json.dumps(_plain(value), indent=2))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def table(rows: list[tuple[str, ...]], right: str) -> str:
+    """Rows as aligned columns; `right` has "r" for each column that is aligned to the right, "l" else."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(right))]
+    lines = []
+    for row in rows:
+        cells = (c.rjust(w) if a == "r" else c.ljust(w) for c, w, a in zip(row, widths, right, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
