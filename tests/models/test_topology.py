@@ -126,7 +126,7 @@ def test_mobilenet_at_width_half_equals_ti() -> None:
 
 
 def test_resnet50_is_nvcaffes_but_for_names_and_batch_norm() -> None:
-    """Convolutions in order: outputs, kernel, stride, pad; NVCaffe's conv1 has no bias, the published weights' has one."""
+    """The convolutions: outputs, kernel, stride, pad. Its conv1 has no bias, that of the published weights has one."""
 
     def convolutions(net: Any) -> list[tuple[Any, ...]]:
         found = [x.convolution_param for x in net.layer if x.type == "Convolution"]
@@ -137,7 +137,8 @@ def test_resnet50_is_nvcaffes_but_for_names_and_batch_norm() -> None:
 
 
 def solver_fields(message: Any) -> dict[str, Any]:
-    drop = {"net", "train_net", "test_net", "snapshot_prefix", "solver_mode", "device_id", "type", "test_initialization"}
+    drop = {"net", "train_net", "test_net", "snapshot_prefix", "solver_mode", "device_id", "type"}
+    drop.add("test_initialization")
     found = {f.name: v for f, v in message.ListFields() if f.name not in drop}
     return {k: list(v) if hasattr(v, "append") else v for k, v in found.items()}
 
