@@ -81,7 +81,7 @@ class Layer:
         self.proto = proto
         self.context = context
         self.ntop = ntop
-        self.param = getattr(proto, self.field) if self.field else None
+        self.param: Any = getattr(proto, self.field) if self.field else None
 
     # --- what a layer type defines -------------------------------------------------------------------------------
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:

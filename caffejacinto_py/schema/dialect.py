@@ -23,6 +23,7 @@ class Dialect:
     sigmoid_ce_normalized: bool = True  # BVLC: loss_param normalization; NV: always / num
     infogain_softmax: bool = True  # BVLC: applies softmax itself
     bilinear_modern: bool = True  # BVLC: c = (k-1)/(2f); older forks: (2f-1-f%2)/(2f)
+    elu_lambda_both: bool = True  # NVCaffe: lambda scales both branches of ELU; jacinto: only the positive one
     mean_file_centered: bool = False  # NV: mean file is center-cropped; BVLC: aligned with the crop
     global_batch: bool = False  # NV: the prototxt batch is divided among the GPUs
     test_initialization: bool = True  # False: one test iteration before training, not a whole pass
@@ -51,9 +52,9 @@ DIALECTS: dict[str, Dialect] = {
     for d in (
         Dialect("bvlc"),
         _NV,
-        Dialect(**{**_NV.__dict__, "name": "jacinto", "weight_decay_power": 0.5}),
+        Dialect(**{**_NV.__dict__, "name": "jacinto", "weight_decay_power": 0.5, "elu_lambda_both": False}),
         Dialect(**{**_NV.__dict__, "name": "jacinto-0.16", "rampup_quadratic": False, "lr_floor": False,
-                   "test_initialization": True}),
+                   "test_initialization": True, "elu_lambda_both": False}),
         Dialect("ssd", **_OLD),  # type: ignore[arg-type]
         Dialect("adaption", **_OLD),  # type: ignore[arg-type]
         Dialect("ristretto"),

@@ -1,4 +1,4 @@
-"""One way to test every layer type: `check_layer(Case(...))` builds it from prototxt text and checks the whole contract.
+"""One way to test every layer: `check_layer(Case(...))` builds it from prototxt text and checks its whole contract.
 
 Checked: inferred = real shapes; declared = real blobs; forward against a float64 numpy oracle; float32 keeps its type;
 gradients against finite differences; another batch size with the same module; TRAIN and TEST; in-place = out-of-place;

@@ -59,7 +59,9 @@ class Chain:
             blobs = layer.blobs(ins)
             given = [data.get(f"param/{i}") if proto.name == "layer" else np.ones(b.shape) for i, b in enumerate(blobs)]
             assert all(g is not None and g.shape == b.shape for g, b in zip(given, blobs)), "declared blobs differ"
-            params = [torch.nn.Parameter(torch.tensor(g, dtype=torch.float32), b.lr_mult != 0) for g, b in zip(given, blobs)]
+            params = [
+                torch.nn.Parameter(torch.tensor(g, dtype=torch.float32), b.lr_mult != 0) for g, b in zip(given, blobs)
+            ]
             module = layer.module(ins, params)
             self.steps.append(Step(proto, module.train(self.phase == "TRAIN"), params))
         self.shapes = shapes
@@ -120,4 +122,5 @@ def test_cases_that_cannot_run_yet() -> None:
     shared("golden/bvlc_layers")
     assert RUN, "no case can run"
     if SKIP:
-        pytest.skip(f"{len(RUN)} cases run, not registered: {'; '.join(f'{n} ({', '.join(sorted(m))})' for n, m in SKIP.items())}")
+        missing = "; ".join(f"{name} ({', '.join(sorted(types))})" for name, types in SKIP.items())
+        pytest.skip(f"{len(RUN)} cases run, not registered: {missing}")
