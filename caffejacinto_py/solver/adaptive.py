@@ -92,8 +92,8 @@ class AdaDelta(Rule):
 class Adam(Rule):
     """m = b1 m + (1 - b1) g'; v = b2 v + (1 - b2) g'^2; w -= r c m / (sqrt(v) + delta).
 
-    c = sqrt(1 - b2^t) / (1 - b1^t), b1: momentum, b2: momentum2, t: updates done plus one. torch's kernel divides sqrt(v)
-    by sqrt(1 - b2^t) before it adds its epsilon, so it is given delta / sqrt(1 - b2^t).
+    c = sqrt(1 - b2^t) / (1 - b1^t), b1: momentum, b2: momentum2, t: updates done plus one. torch's kernel
+    divides sqrt(v) by sqrt(1 - b2^t) before it adds its epsilon, so it is given delta / sqrt(1 - b2^t).
     """
 
     slots = 2

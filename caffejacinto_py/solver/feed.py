@@ -1,0 +1,85 @@
+"""The feeders of one net together: one batch of tensors for all its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from caffejacinto_py.data import make_feeder
+from caffejacinto_py.data.feeders import Feeder
+from caffejacinto_py.engine.net import Net
+from caffejacinto_py.layers.fillers import fill
+
+
+class Feed:
+    """Batches for a net, opened at the first `next` (so that positions can be set before).
+
+    seed decides shuffles, mirrors and crops, so that batch k is the same in every run with it, whatever `workers` is. For
+    a GPU net batches are copied through pinned memory without waiting for the device.
+    """
+
+    def __init__(self, net: Net, *, seed: int, workers: int = 1) -> None:
+        self.sources = net.sources
+        self.device = net.device
+        self.seed = seed
+        self.workers = workers
+        self.last: dict[str, Tensor] = {}  # the batch of the last `next`
+        self._feeders: dict[str, Feeder] = {}
+        self._start: dict[str, int] = {}
+
+    @property
+    def feeders(self) -> dict[str, Feeder]:
+        """Feeder of each source layer, by layer name."""
+        if len(self._feeders) < len(self.sources):
+            for source in self.sources:
+                name = source.node.name
+                if name not in self._feeders:
+                    self._feeders[name] = make_feeder(
+                        source.layer,
+                        shapes=source.shapes,
+                        seed=self.seed,
+                        workers=self.workers,
+                        start=self._start.get(name, 0),
+                        fill=fill,
+                    )
+        return self._feeders
+
+    def next(self) -> dict[str, Tensor]:
+        """The next batch: a tensor for every source top."""
+        feeders, batch = self.feeders, {}
+        for source in self.sources:
+            for top, array in zip(source.tops, feeders[source.node.name].next()):
+                tensor = torch.from_numpy(array)
+                if self.device.type == "cuda":
+                    tensor = tensor.pin_memory().to(self.device, non_blocking=True)
+                batch[top] = tensor
+        self.last = batch
+        return batch
+
+    @property
+    def batch(self) -> int:
+        """Records in one batch: the first axis of the first top; 0 without a source."""
+        return next((s.shapes[0][0] for s in self.sources if s.shapes and s.shapes[0]), 0)
+
+    def positions(self) -> dict[str, int]:
+        """Batches delivered by each source layer."""
+        return {s.node.name: self._position(s.node.name) for s in self.sources}
+
+    def _position(self, name: str) -> int:
+        return self._feeders[name].position if name in self._feeders else self._start.get(name, 0)
+
+    def seek(self, positions: Mapping[str, int]) -> None:
+        """Go to these positions; sources that are not named go on where they are."""
+        self._start = {**self.positions(), **positions}
+        for name in positions:
+            if name in self._feeders:
+                self._feeders.pop(name).close()
+
+    def close(self) -> None:
+        """Stop the workers; a later `next` goes on at the same position."""
+        self._start = self.positions()
+        while self._feeders:
+            self._feeders.popitem()[1].close()
+        self.last = {}
