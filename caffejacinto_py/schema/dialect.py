@@ -5,7 +5,11 @@ Resolved once per net by `resolve_dialect`; layers, data and solver ask it and n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from caffejacinto_py.errors import UsageError, near
+from caffejacinto_py.schema.fork_fields import FORK_FIELDS, find_fork
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Dialect:
     rampup_quadratic: bool = True  # 0.17: quadratic; 0.16: linear
     lr_floor: bool = True  # 0.17: max(., min_lr) for every policy
     weight_decay_power: float = 1.0  # default of the "poly" weight decay policy (jacinto: 0.5)
+    reason: str = field(default="", compare=False)  # why this dialect, for the log
 
 
 _NV = Dialect(
@@ -61,3 +66,26 @@ DIALECTS: dict[str, Dialect] = {
     )
 }  # fmt: skip
 BVLC = DIALECTS["bvlc"]
+_PRIORITY = list(FORK_FIELDS)  # the first fork that shows wins
+
+
+def resolve_dialect(net_message: Any = None, solver_message: Any = None, option: str | None = None) -> Dialect:
+    """The dialect of a net and its solver; `reason` says what decided.
+
+    `option` (the user's choice) wins, else fields that only one fork has, else bvlc. UsageError: no such dialect.
+    """
+    if option is not None:
+        chosen = DIALECTS.get(option)
+        if chosen is None:
+            known = f"one of: {', '.join(DIALECTS)}"
+            guess = near(option, DIALECTS)
+            raise UsageError(f"unknown dialect '{option}'", hint=f"{guess} {known}" if guess else known)
+        return replace(chosen, reason="chosen by the user")
+    best: tuple[int, str, str] | None = None
+    for what, message in (("the net", net_message), ("the solver", solver_message)):
+        found = find_fork(message) if message is not None else None
+        if found is not None and (best is None or _PRIORITY.index(found[0]) < best[0]):
+            best = (_PRIORITY.index(found[0]), found[0], f"{what} has '{found[1]}'")
+    if best is None:
+        return replace(BVLC, reason="no field that only one fork has")
+    return replace(DIALECTS[best[1]], reason=best[2])

@@ -1,0 +1,85 @@
+"""Prototxt text to message and back, with a source map and errors a user can act on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf import text_format
+
+from caffejacinto_py.errors import Loc, PrototxtError, raise_all
+from caffejacinto_py.schema.diagnose import Findings, examine
+from caffejacinto_py.schema.pool import pb
+from caffejacinto_py.schema.scan import Locs, Scan, scan
+
+_MASK = re.compile(r"[^\n]")
+
+
+@dataclass
+class Document:
+    """A parsed file: the message, where each field stands, and what there is to tell the user about it."""
+
+    message: Any
+    file: str
+    text: str
+    locs: Locs
+    notices: list[str] = field(default_factory=list)
+    unknown: list[tuple[str, Loc]] = field(default_factory=list)  # dropped fields: path text, place
+
+
+def parse(text: str, message_name: str, *, file: str = "<text>", unknown: str = "error") -> Document:
+    """Parse prototxt text as `message_name` (``NetParameter``, ``SolverParameter``, ``LabelMap``, ...).
+
+    unknown: ``error`` refuses fields that no fork has; ``collect`` drops them and lists them in `Document.unknown`.
+    Raises PrototxtError, or ManyErrors with all that is wrong; each has its place and, where we know, what to do.
+    """
+    if unknown not in ("error", "collect"):
+        raise ValueError(f"unknown must be 'error' or 'collect', not {unknown!r}")
+    message = getattr(pb, message_name)()
+    problem = _merge(text, message)
+    if problem is None:
+        return Document(message, file, text, Locs(text, file))
+    scanned = scan(text)
+    findings = examine(scanned, text, message_name, file)
+    if unknown == "error" or findings.other:
+        raise_all(list(findings.errors))
+    elif findings.unknown:
+        return _without(findings, text, message_name, file, scanned)
+    raise _official(problem, file)
+
+
+def dumps(message: Any) -> str:
+    """The message in text format: two spaces per level, shortest floats that read back equal."""
+    return text_format.MessageToString(message, as_utf8=True)
+
+
+def _merge(text: str, message: Any) -> Exception | None:
+    try:
+        text_format.Parse(text, message)
+    except (text_format.ParseError, ValueError, RecursionError, UnicodeError) as error:
+        return error
+    return None
+
+
+def _without(findings: Findings, text: str, message_name: str, file: str, scanned: Scan) -> Document:
+    """Parse again with the unknown fields blanked out, so that every other place stays where it is."""
+    pieces, done = [], 0
+    for _, _, where in sorted(findings.unknown, key=lambda u: u[2].start):
+        pieces += [text[done : where.start], _MASK.sub(" ", text[where.start : where.end])]
+        done = where.end
+    message = getattr(pb, message_name)()
+    problem = _merge("".join([*pieces, text[done:]]), message)
+    if problem is not None:
+        raise _official(problem, file)
+    unknown = [(path, loc) for path, loc, _ in findings.unknown]
+    return Document(message, file, text, Locs(text, file, scanned), unknown=sorted(unknown, key=lambda u: u[1]))
+
+
+def _official(problem: Exception, file: str) -> PrototxtError:
+    """The official parser's own words, for what `examine` did not find."""
+    if isinstance(problem, text_format.ParseError):
+        line, column = problem.GetLine(), problem.GetColumn()
+        text = re.sub(r"^\d+:\d+ : (?:'.*': )?", "", str(problem), flags=re.DOTALL).replace("caffejacinto.", "")
+        return PrototxtError(text, loc=Loc(file, line or 0, column or 0))
+    return PrototxtError(f"cannot read this as text: {problem}", loc=Loc(file))
