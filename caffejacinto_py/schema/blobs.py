@@ -55,11 +55,12 @@ def decode_blob(buf: Buffer, start: int, end: int) -> Blob:
     while pos < end:
         number, form, at, value, pos = wire.read_field(buf, pos, end)
         if number in _ARRAYS:
-            found, pos = _values(buf, number, form, at, value, pos, end)
-            if found is not None:
-                pieces.setdefault(number, []).append(found)
-                if len(pieces[number]) > _MAX_PIECES:
-                    raise WireError(at, "the values are scattered over too many pieces")
+            if form not in (LEN, I32 if number < 8 else I64):
+                continue
+            found, pos = wire.packed_or_run(buf, _ARRAYS[number], form, at, value, pos, end)
+            pieces.setdefault(number, []).append(found)
+            if len(pieces[number]) > _MAX_PIECES:
+                raise WireError(at, "the values are scattered over too many pieces")
         elif number <= 4 and form == VARINT:
             legacy = True
             sizes[number - 1] = wire.int32(value)
@@ -88,8 +89,8 @@ def encode_blob(
 ) -> list[bytes | memoryview]:
     """A BlobProto as pieces to be written one after the other; the array's own memory is one of them.
 
-    float64 becomes double_data, anything else float `data` (half and integers are converted), as C++ Caffe writes them. A
-    scalar (shape ()) has no shape field. legacy: num, channels, height, width instead of a shape (4 axes at most).
+    float64 becomes double_data, anything else float `data` (half and integers are converted), as C++ Caffe does. A scalar
+    (shape ()) has no shape field. legacy: num, channels, height, width instead of a shape (4 axes at most).
     raw: raw_data with its type, as NVCaffe stores float16.
     """
     fields: list[tuple[int, list[bytes | memoryview]]] = []
@@ -103,7 +104,7 @@ def encode_blob(
         if values is None:
             continue
         flat = flat_little(values, half=raw)
-        view = memoryview(flat).cast("B") if flat.size else memoryview(b"")
+        view = memoryview(flat.data).cast("B") if flat.size else memoryview(b"")
         if raw:
             fields.append((kind, [wire.uint(kind, _RAW_NUMBERS[flat.dtype.newbyteorder("<").str])]))
             fields.append((bulk, [wire.header(bulk, flat.nbytes), view]))
@@ -138,7 +139,7 @@ def array_to_blob(array: np.ndarray, *, legacy: bool = False) -> Any:
 
 
 def read_blob(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array of a .binaryproto file, e.g. an image mean: shape as stored, (1, channels, height, width) by Caffe's tools.
+    """The array of a .binaryproto file, e.g. an image mean: (1, channels, height, width) by Caffe's tools.
 
     Raises WeightsError when the file is missing, damaged or something else.
     """
@@ -159,43 +160,16 @@ def read_blob(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def write_blob(path: str | os.PathLike[str], array: np.ndarray, *, legacy: bool = True) -> None:
-    """Write a .binaryproto file, atomically. legacy: with num, channels, height, width as compute_image_mean does; arrays
-    of fewer axes get leading ones."""
+    """Write a .binaryproto file, atomically.
+
+    legacy: with num, channels, height, width as compute_image_mean does; arrays of fewer axes get leading ones.
+    """
     array = np.asarray(array)
     if legacy and array.ndim > 4:
         raise WeightsError(f"a mean file has 4 axes (num, channels, height, width), the array has {array.ndim}")
     with atomic_write(path) as f:
         for piece in encode_blob(array, legacy=legacy):
             f.write(piece)
-
-
-def _values(
-    buf: Buffer, number: int, form: int, at: int, value: int, pos: int, end: int
-) -> tuple[np.ndarray | None, int]:
-    """Values of a float or double field at `at`, packed or not, and the offset behind them; None: not such a field."""
-    dtype = np.dtype(_ARRAYS[number])
-    if form == LEN:
-        count, rest = divmod(pos - value, dtype.itemsize)
-        if rest:
-            raise WireError(at, f"{pos - value} bytes are not a whole number of {dtype.itemsize}-byte values")
-        return np.frombuffer(buf, dtype, count, value) if count else np.empty(0, dtype), pos
-    if form != (I32 if dtype.itemsize == 4 else I64):
-        return None, pos
-    if value != at + 1:  # a tag written in more bytes than needed: legal, seen nowhere
-        return np.frombuffer(buf, dtype, 1, value), pos
-    record = dtype.itemsize + 1
-    most, run, step = (end - at) // record, 1, 16
-    while run < most:  # how many fields with the same tag follow; in growing steps, so that short runs stay cheap
-        step = min(step, most - run)
-        tags = np.frombuffer(buf, np.uint8, step * record, at + run * record)[::record]
-        other = np.flatnonzero(tags != buf[at])
-        if other.size:
-            run += int(other[0])
-            break
-        run += step
-        step *= 4
-    records = np.frombuffer(buf, np.uint8, run * record, at).reshape(run, record)
-    return np.frombuffer(records[:, 1:].tobytes(), dtype), at + run * record
 
 
 def _dims(buf: Buffer, start: int, end: int) -> list[int]:

@@ -72,7 +72,7 @@ def _parse(buf: Buffer, path: str) -> ModelFile:
             old.append(wire.block(2, rest))
             model.version = "V0" if is_v0 or model.version == "V0" else "V1"
         else:
-            head.append(buf[at:end])
+            head.append(bytes(buf[at:end]))
             numbers.add(min(number, 1000))
     if not model.layers:
         raise WireError(len(buf), "no layers in it")
@@ -140,7 +140,7 @@ def _collect(
         elif what == "kind" and form == VARINT:
             found.type = _v1_type(value)
         found.forms[number] = form
-        keep(buf[at:stop])
+        keep(bytes(buf[at:stop]))
 
 
 def _entry(buf: Buffer, found: _Layer) -> LayerBlobs:
@@ -156,9 +156,7 @@ def _entry(buf: Buffer, found: _Layer) -> LayerBlobs:
             diffs.append(blob.diff)
     if len(diffs) != len(blobs):
         diffs = []
-    return LayerBlobs(
-        found.name, found.type, blobs, diffs=diffs, legacy=legacy, bottoms=found.bottoms, tops=found.tops
-    )
+    return LayerBlobs(found.name, found.type, blobs, diffs=diffs, legacy=legacy, bottoms=found.bottoms, tops=found.tops)
 
 
 def _v1_type(value: int) -> str:

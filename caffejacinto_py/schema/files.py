@@ -23,7 +23,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO]
 
     Written under a temporary name in the same directory, flushed to the disk, renamed; the directory is flushed too, so
     that not even a power cut leaves half a file. If the body or the disk fails, the temporary file is removed and what
-    was at `path` before is untouched. A symbolic link is followed; a device or pipe (``/dev/stdout``) is written directly.
+    was at `path` before is untouched. A symbolic link is followed; a device or pipe is written directly.
 
     mode: "wb", "w+b" or "w" (UTF-8). Raises CaffeError naming the path when the operating system refuses.
     """

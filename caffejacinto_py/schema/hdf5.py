@@ -1,7 +1,7 @@
 """HDF5 weights and solver states in C++ Caffe's layout.
 
-Weights: ``/data/<layer>/<blob index>``, ``/diff/...`` on request; a layer name with "/" becomes nested groups; a blob that
-an earlier layer owns is left out. State: ``/iter``, ``/learned_net``, ``/current_step``, ``/history/<index>``.
+Weights: ``/data/<layer>/<blob index>``, ``/diff/...`` on request; a layer name with "/" becomes nested groups; a blob
+that an earlier layer owns is left out. State: ``/iter``, ``/learned_net``, ``/current_step``, ``/history/<index>``.
 Source: bvlc net.cpp (ToHDF5, CopyTrainedLayersFromHDF5), sgd_solver.cpp, util/hdf5.cpp.
 """
 
@@ -40,7 +40,7 @@ def read_hdf5_model(path: str) -> ModelFile:
 
 
 def write_hdf5_model(path: str | os.PathLike[str], model: ModelFile, *, diffs: bool = False) -> None:
-    """Write HDF5 weights, atomically: float32 (float64 stays), shared blobs left out, diffs of shared blobs not (as C++)."""
+    """Write HDF5 weights, atomically: float32 (float64 stays). Shared blobs are left out, their diffs not, as in C++."""
     h5py = _h5py(os.fspath(path))
     with atomic_path(path) as temporary, _said(path), h5py.File(temporary, "w", libver="earliest") as file:
         data = file.create_group("data")
@@ -122,7 +122,9 @@ def _group(file: Any, name: str, path: str) -> Any:
     found = file.get(name)
     if not _is_group(found):
         known = ", ".join(sorted(file)[:8])
-        hint = f"it holds: {known}; data files for HDF5Data look like this" if found is not None else f"it holds: {known}"
+        hint = (
+            f"it holds: {known}; data files for HDF5Data look like this" if found is not None else f"it holds: {known}"
+        )
         raise WeightsError(f"not written by Caffe: there is no group /{name}", loc=Loc(path), hint=hint)
     return found
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from caffejacinto_py.errors import Loc, PrototxtError, WeightsError
@@ -18,7 +17,7 @@ from caffejacinto_py.schema.retag import from_schema, to_schema
 class LayerBlobs:
     """One layer of a weights file.
 
-    name, type: as in the file; type is the string of today also for V1 and V0 files, "" in HDF5 files (which have none).
+    name, type: as in the file; type is today's string also for V1 and V0 files, "" in HDF5 files (which have none).
     blobs, diffs: arrays in Caffe's order; diffs is empty where the file has none. In a layer read from HDF5 an entry is
         None where the file leaves the blob out because an earlier layer owns it.
     legacy: per blob, whether its shape is the old (num, channels, height, width): compare with `shapes_match`.
@@ -51,7 +50,7 @@ class LayerBlobs:
         self.shared = frozenset(shared)
         self._proto: Message | None = pb.LayerParameter.FromString(proto) if isinstance(proto, bytes) else proto
         self._stored: tuple[bytes, str | None] | None = None  # as a fork wrote it, and which fork
-        self._upgrade: Callable[[], Message] | None = None  # V1 and V0: gives the upgraded message
+        self._upgrade: Callable[[], Any] | None = None  # V1 and V0: gives the upgraded message
 
     def __repr__(self) -> str:
         shapes = [None if b is None else b.shape for b in self.blobs]
@@ -67,13 +66,15 @@ class LayerBlobs:
             if self._upgrade is not None:
                 self._proto = self._upgrade()
             elif self._stored is not None:
-                self._proto = _parse(pb.LayerParameter, to_schema(self._stored[0], self.type, self._stored[1]), self.name)
+                self._proto = _parse(
+                    pb.LayerParameter, to_schema(self._stored[0], self.type, self._stored[1]), self.name
+                )
             else:
                 self._proto = pb.LayerParameter(name=self.name, type=self.type, bottom=self.bottoms, top=self.tops)
         return self._proto
 
     def fields(self, dialect: str | None) -> bytes:
-        """The LayerParameter without blobs in the numbers of `dialect`, in field order, as it is to be written to a file."""
+        """The LayerParameter without blobs in the numbers of `dialect`, in field order, as a file has it."""
         if self._stored is not None and self._proto is None and self._stored[1] == dialect:
             data = self._stored[0]  # untouched since it was read: byte for byte as it was
         else:
@@ -125,14 +126,16 @@ class ModelFile:
                     raise WeightsError(f"the net inside cannot be upgraded: {e.text}", loc=Loc(self.path)) from None
             return self._upgraded
         kept = wire.fields(self.head, 0, len(self.head))
-        head = b"".join(self.head[at:end] for number, _, at, _, end in kept if number != 201)  # its layout is the fork's
+        head = b"".join(
+            self.head[at:end] for number, _, at, _, end in kept if number != 201
+        )  # its layout is the fork's
         net = _parse(pb.NetParameter, head, self.path)
         net.name = self.name
         net.layer.extend(entry.proto for entry in self.layers)
         return net
 
     def upgraded_layer(self, name: str) -> Any:
-        """The upgraded LayerParameter of a V1 or V0 layer. Raises WeightsError where the upgrade removes it (padding)."""
+        """The upgraded message of a V1 or V0 layer. Raises WeightsError where the upgrade removes it (padding)."""
         for layer in self.net().layer:
             if layer.name == name:
                 return layer

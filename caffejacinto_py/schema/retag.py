@@ -136,7 +136,7 @@ def data_of(message: bytes, number: int) -> bytes:
 def _is_old_quantization(*, layer_field: bytes) -> bool:
     """Whether a quantization_param has the layout of caffe-jacinto 0.16, by the wire types inside QParams.
 
-    0.17 writes fracbits as 3 and shiftbits as 8 (both varint) and max as 11; 0.16 has offset (fixed32) at 8 and no 3, 11.
+    0.17 has fracbits at 3, shiftbits at 8 (both varint) and max at 11; 0.16 has offset (fixed32) at 8, no 3 and no 11.
     """
     old = new = False
     for number, form, _, value, end in wire.fields(layer_field, 0, len(layer_field)):
@@ -221,6 +221,7 @@ def _enum_numbers(number: int) -> list[int]:
     """Our numbers of Ristretto's enum values, in Ristretto's order (its numbers are 0, 1, ...)."""
     name, values = _RISTRETTO_ENUMS[number]
     enum = descriptor(_QUANT).fields_by_name[name].enum_type
+    assert enum is not None
     return [enum.values_by_name[v].number for v in values]
 
 

@@ -23,8 +23,8 @@ from caffejacinto_py.schema.wire import LEN, VARINT, Buffer, WireError
 @dataclass
 class SolverStateFile:
     """iter: iterations done. learned_net: path of the weights as stored, "" where there is none. current_step: steps of
-    the multistep and step policies passed. history: float arrays (read-only views when read). legacy: per array, whether
-    its shape is the old 4-axis one (`shapes_match`)."""
+    the multistep and step policies passed. history: float arrays (read-only views when read). legacy: per array,
+    whether its shape is the old one of 4 axes (`shapes_match`)."""
 
     iter: int
     learned_net: str = ""
@@ -53,7 +53,9 @@ def read_state(path: str | os.PathLike[str]) -> SolverStateFile:
             if seems is None:
                 raise wire.damaged(e, path, "solver state", size=len(buf)) from None
     text = "the file is empty" if seems[0] == "empty" else f"not a solver state: it seems to be {seems[0]}"
-    raise WeightsError(text, loc=Loc(path), hint="a .solverstate is wanted here; weights alone are given with --weights")
+    raise WeightsError(
+        text, loc=Loc(path), hint="a .solverstate is wanted here; weights alone are given with --weights"
+    )
 
 
 def write_state(path: str | os.PathLike[str], state: SolverStateFile, *, format: str = "binaryproto") -> None:

@@ -24,9 +24,9 @@ _Piece = bytes | memoryview
 def read_model(path: str | os.PathLike[str]) -> ModelFile:
     """Read weights of any fork and age: .caffemodel (V2, V1, V0) or HDF5; the content decides, not the name.
 
-    Blobs of a binary file are read-only views into the mapped file, so reading takes milliseconds and the memory is paid
-    when values are used. They may be unaligned: copy before use (``np.array(blob)``). Raises WeightsError when the file is
-    missing, damaged (with the byte offset) or something else (saying what it seems to be).
+    Blobs of a binary file are read-only views into the mapped file, so reading takes milliseconds and the memory is
+    paid when values are used. They may be unaligned: copy before use (``np.array(blob)``). Raises WeightsError when the
+    file is missing, damaged (with the byte offset) or something else (saying what it seems to be).
     """
     path = os.fspath(path)
     buf = open_bytes(path, what="weights file")
@@ -50,7 +50,8 @@ def write_model(
 
     binaryproto: `data` and `shape` (float64: `double_data`), which every fork reads; byte for byte what protobuf would
     write. hdf5: datasets ``/data/<layer>/<index>``, without the blobs that an earlier layer owns.
-    diffs: the diffs too (snapshot_diff). raw: raw_data as NVCaffe stores it, which keeps float16 (others cannot read it).
+    diffs: the diffs too (snapshot_diff).
+    raw: raw_data as NVCaffe stores it, which keeps float16 (only its family reads it).
     dialect: the fork whose field numbers the layer messages get; None: those of `model.dialect`.
 
     Raises UsageError for an unknown format, CaffeError when the disk refuses or the file would pass protobuf's 2 GiB.
@@ -79,7 +80,8 @@ def write_model(
 
 def _head(model: ModelFile) -> tuple[bytes, bytes]:
     """The net's own fields before and behind the layers."""
-    before, after = [wire.string(1, model.name)] if model.name else [], []
+    before = [wire.string(1, model.name)] if model.name else []
+    after: list[bytes] = []
     for number, _, at, _, end in wire.fields(model.head, 0, len(model.head)):
         (before if number < 100 else after).append(model.head[at:end])
     return b"".join(before), b"".join(after)
@@ -110,7 +112,9 @@ def _layer(layer: LayerBlobs, *, dialect: str | None, diffs: bool, raw: bool) ->
 def _about(layer: LayerBlobs, diffs: bool) -> int:
     """A lower bound of the bytes a layer takes, known without touching the values."""
     arrays = layer.blobs + (layer.diffs if diffs else [])
-    return sum(a.size * (8 if a.dtype == np.float64 else 2 if a.dtype == np.float16 else 4) for a in arrays if a is not None)
+    return sum(
+        a.size * (8 if a.dtype == np.float64 else 2 if a.dtype == np.float16 else 4) for a in arrays if a is not None
+    )
 
 
 def _check_size(path: str | os.PathLike[str], size: int) -> None:

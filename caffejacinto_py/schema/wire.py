@@ -9,10 +9,12 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 
+import numpy as np
+
 from caffejacinto_py.errors import Loc, WeightsError
 
 VARINT, I64, LEN, START_GROUP, END_GROUP, I32 = range(6)
-Buffer = bytes | mmap.mmap
+Buffer = bytes | mmap.mmap | memoryview
 Field = tuple[int, int, int, int, int]  # number, wire type, offset of the tag, value, offset behind the field
 
 
@@ -79,9 +81,37 @@ def fields(buf: Buffer, start: int, end: int) -> Iterator[Field]:
         start = field[4]
 
 
+def packed_or_run(buf: Buffer, code: str, form: int, at: int, value: int, pos: int, end: int) -> tuple[np.ndarray, int]:
+    """The floats of a packed field, or of a run of unpacked fields, whose first was read as (at, value, pos).
+
+    Returns (array, offset behind it). Packed values are a view into `buf`; a run is found without a Python loop.
+    """
+    dtype = np.dtype(code)
+    if form == LEN:
+        count, rest = divmod(pos - value, dtype.itemsize)
+        if rest:
+            raise WireError(at, f"{pos - value} bytes are not a whole number of {dtype.itemsize}-byte values")
+        return np.frombuffer(buf, dtype, count, value) if count else np.empty(0, dtype), pos
+    if value != at + 1:  # a tag written in more bytes than needed: legal, seen nowhere
+        return np.frombuffer(buf, dtype, 1, value), pos
+    record = dtype.itemsize + 1
+    most, run, step = (end - at) // record, 1, 16
+    while run < most:  # how many fields with the same tag follow; in growing steps, so that short runs stay cheap
+        step = min(step, most - run)
+        tags = np.frombuffer(buf, np.uint8, step * record, at + run * record)[::record]
+        other = np.flatnonzero(tags != buf[at])
+        if other.size:
+            run += int(other[0])
+            break
+        run += step
+        step *= 4
+    records = np.frombuffer(buf, np.uint8, run * record, at).reshape(run, record)
+    return np.frombuffer(records[:, 1:].tobytes(), dtype), at + run * record
+
+
 def text(buf: Buffer, start: int, end: int) -> str:
     """A string field. Bytes that are not UTF-8 (files of old tools) come out as ``\\xNN``."""
-    return buf[start:end].decode("utf-8", "backslashreplace")
+    return bytes(buf[start:end]).decode("utf-8", "backslashreplace")
 
 
 def int64(value: int) -> int:
