@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
-from caffejacinto_py.layers import activation, elementwise, loss, metric, shape, source
+from caffejacinto_py.layers import activation, conv, dropout, elementwise, linear, loss, metric, norm, pooling, shape, source
 
-__all__ = ["activation", "elementwise", "loss", "metric", "shape", "source"]
+__all__ = [
+    "activation",
+    "conv",
+    "dropout",
+    "elementwise",
+    "linear",
+    "loss",
+    "metric",
+    "norm",
+    "pooling",
+    "shape",
+    "source",
+]

@@ -1,0 +1,193 @@
+"""Convolution and Deconvolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.fillers import filled_blob
+from caffejacinto_py.layers.registry import layer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FIELD = "convolution_param"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What convolution_param means for one bottom shape: lead axes, channels, and one number per spatial axis."""
+
+    lead: Shape
+    channels: int
+    spatial: Shape
+    kernel: Shape
+    stride: Shape
+    pad: Shape
+    dilation: Shape
+
+
+class _ConvBase(Layer):
+    equal_counts = True
+    transposed: ClassVar[bool] = False
+
+    def geometry(self, ins: Sequence[Shape]) -> Geometry:
+        """The sizes, all checked. Raises LayerError naming the offending field."""
+        shape, p = ins[0], self.param
+        for i, other in enumerate(ins):
+            if other != shape:
+                raise self.fail(
+                    f"all bottoms must have the shape of the first, {shape}; bottom {i} has {other}", "bottom", i
+                )
+        axis = self.axis(p.axis, len(shape), FIELD, "axis")
+        lead, channels, spatial = shape[:axis], shape[axis], shape[axis + 1 :]
+        n = len(spatial)
+        if n > 3:
+            raise self.fail(f"{n} spatial axes (bottom {shape}, axis {axis}): at most 3 are supported", FIELD, "axis")
+        self._check_channels(channels)
+        kernel = self._per_axis("kernel_size", n, "kernel_h", "kernel_w", default=None, least=1)
+        stride = self._per_axis("stride", n, "stride_h", "stride_w", default=1, least=1)
+        pad = self._per_axis("pad", n, "pad_h", "pad_w", default=0, least=0)
+        dilation = self._per_axis("dilation", n, default=1, least=1)
+        return Geometry(lead, channels, spatial, kernel, stride, pad, dilation)
+
+    def _check_channels(self, channels: int) -> None:
+        p = self.param
+        if p.num_output < 1:
+            raise self.fail("num_output must be given and positive", FIELD, "num_output")
+        if p.group < 1:
+            raise self.fail(f"group must be positive, not {p.group}", FIELD, "group")
+        if channels % p.group:
+            raise self.fail(f"{channels} input channels are not divisible by group {p.group}", FIELD, "group")
+        if p.num_output % p.group:
+            raise self.fail(f"num_output {p.num_output} is not divisible by group {p.group}", FIELD, "num_output")
+
+    def _per_axis(self, name: str, n: int, *hw: str, default: int | None, least: int) -> Shape:
+        """One value per spatial axis from the repeated field `name`, or from its _h and _w fields (2 axes only)."""
+        p, given = self.param, list(getattr(self.param, name))
+        paired = [f for f in hw if p.HasField(f)]
+        if paired and given:
+            raise self.fail(f"give {name} or {hw[0]} and {hw[1]}, not both", FIELD, paired[0])
+        if paired and n != 2:
+            raise self.fail(f"{paired[0]} needs 2 spatial axes; this bottom has {n}: use {name}", FIELD, paired[0])
+        if paired:
+            values, field = [getattr(p, f) for f in hw], paired[0]
+        else:
+            values, field = given, name
+            if not given and default is None and n:
+                raise self.fail("no kernel size: give kernel_size, or kernel_h and kernel_w", FIELD, "kernel_size")
+            if len(given) not in ((0, 1, n) if default is not None or not n else (1, n)):
+                raise self.fail(f"{name} has {len(given)} values for {n} spatial axes: give 1 or {n}", FIELD, name)
+            if len(given) <= 1:
+                values = (given or [default or 0]) * n
+        for i, value in enumerate(values):
+            if value < least:
+                names = hw if paired else [name] * n
+                raise self.fail(f"{names[i]} must be at least {least}, not {value}", FIELD, field)
+        return tuple(values)
+
+    def output(self, g: Geometry) -> Shape:
+        """Spatial sizes of the top."""
+        raise NotImplementedError(self.type)
+
+    def weight(self, g: Geometry) -> Shape:
+        """Shape of blob 0."""
+        raise NotImplementedError(self.type)
+
+    def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
+        g = self.geometry(ins)
+        return [(*g.lead, self.param.num_output, *self.output(g))] * len(ins)
+
+    def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
+        weight = filled_blob(self, self.weight(self.geometry(ins)), "weight_filler")
+        return (
+            [weight, filled_blob(self, (self.param.num_output,), "bias_filler")] if self.param.bias_term else [weight]
+        )
+
+    def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
+        from caffejacinto_py.layers.modules.conv import Convolution as Module
+
+        g = self.geometry(ins)
+        return Module(
+            blobs[0],
+            blobs[1] if len(blobs) > 1 else None,
+            stride=g.stride,
+            padding=g.pad,
+            dilation=g.dilation,
+            groups=self.param.group,
+            lead=len(g.lead),
+            transposed=self.transposed,
+        )
+
+
+@layer("Convolution", v1="CONVOLUTION", field=FIELD, bottoms=(1, None), tops=(1, None))
+class Convolution(_ConvBase):
+    """y[n, o] = b[o] + sum over c, k of W[o, c, k] x[n, c, stride * out + dilation * k - pad], cross-correlation, zero
+    padded.
+
+    Bottoms: any number of (lead.., C, spatial..), all of one shape; tops: (lead.., num_output, out..), as many, all
+    through the same weights. 0 to 3 spatial axes; depthwise is group = C.
+    Size: out = floor((in + 2 pad - (dilation (kernel - 1) + 1)) / stride) + 1.
+    Blobs: W (num_output, C / group, kernel..), b (num_output) if bias_term.
+    Options: num_output; kernel_size, stride (1), pad (0), dilation (1): one value, or one per spatial axis; or kernel_h
+    and kernel_w, stride_h and stride_w, pad_h and pad_w (2 spatial axes); group (1); bias_term (true); weight_filler
+    and bias_filler (zeros); axis (1): the channel axis, everything before it is batch. engine, force_nd_im2col and the
+    cuDNN fields choose kernels in C++ and change nothing here.
+    Differs: a kernel larger than the padded input is an error (C++ division truncates to an output of 1 when stride >
+    1).
+    Source: BVLC base_conv_layer.cpp, conv_layer.cpp; the same in all forks.
+    """
+
+    def output(self, g: Geometry) -> Shape:
+        out = []
+        for size, k, s, p, d in zip(g.spatial, g.kernel, g.stride, g.pad, g.dilation, strict=True):
+            reach = d * (k - 1) + 1
+            if size + 2 * p < reach:
+                text = f"the kernel covers {reach} pixels, but the input has {size} and padding adds {2 * p}: no output"
+                raise self.fail(text, FIELD, "kernel_h" if self.param.HasField("kernel_h") else "kernel_size")
+            out.append((size + 2 * p - reach) // s + 1)
+        return tuple(out)
+
+    def weight(self, g: Geometry) -> Shape:
+        return (self.param.num_output, g.channels // self.param.group, *g.kernel)
+
+    def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+        g = self.geometry(ins)
+        return len(outs) * math.prod(outs[0]) * (g.channels // self.param.group) * math.prod(g.kernel)
+
+
+@layer("Deconvolution", v1="DECONVOLUTION", field=FIELD, bottoms=(1, None), tops=(1, None))
+class Deconvolution(_ConvBase):
+    """The transpose of Convolution: each input pixel adds W[c, o] x[n, c] to the output at stride * in + dilation * k -
+    pad.
+
+    Bottoms: any number of (lead.., C, spatial..), all of one shape; tops: (lead.., num_output, out..), as many.
+    Size: out = stride (in - 1) + dilation (kernel - 1) + 1 - 2 pad.
+    Blobs: W (C, num_output / group, kernel..), which is also torch's layout; b (num_output) if bias_term.
+    Options as in Convolution. The classic upsampling layer: kernel 2f - f % 2, stride f, pad ceil((f - 1) / 2), group =
+    num_output = C, weight_filler bilinear, lr_mult 0.
+    Source: BVLC deconv_layer.cpp; the same in all forks.
+    """
+
+    transposed = True
+
+    def output(self, g: Geometry) -> Shape:
+        out = []
+        for size, k, s, p, d in zip(g.spatial, g.kernel, g.stride, g.pad, g.dilation, strict=True):
+            full = s * (size - 1) + d * (k - 1) + 1
+            if full <= 2 * p:
+                text = f"the output has {full} pixels and pad takes {2 * p} of them: nothing is left"
+                raise self.fail(text, FIELD, "pad_h" if self.param.HasField("pad_h") else "pad")
+            out.append(full - 2 * p)
+        return tuple(out)
+
+    def weight(self, g: Geometry) -> Shape:
+        return (g.channels, self.param.num_output // self.param.group, *g.kernel)
+
+    def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+        g = self.geometry(ins)
+        return len(ins) * math.prod(ins[0]) * (self.param.num_output // self.param.group) * math.prod(g.kernel)

@@ -1,0 +1,42 @@
+"""Dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from caffejacinto_py.layers.base import Layer, Shape
+from caffejacinto_py.layers.registry import layer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FIELD = "dropout_param"
+
+
+@layer("Dropout", v1="DROPOUT", field=FIELD)
+class Dropout(Layer):
+    """TRAIN: y = x m / (1 - p), m = 0 with probability p, else 1, drawn anew every pass. TEST: y = x.
+
+    Bottom and top: any shape, the same.
+    Options: dropout_ratio p (0.5), strictly between 0 and 1. NVCaffe's engine and random_seed are accepted and change
+    nothing: the seed of the run decides.
+    Source: BVLC dropout_layer.cpp; the same in all forks.
+    """
+
+    may_inplace = True  # backward reads the mask only
+    is_view = True  # TEST hands the bottom through
+    stateful_forward = True
+
+    def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
+        ratio = self.param.dropout_ratio
+        if not 0 < ratio < 1:
+            hint = "for no dropout remove the layer" if ratio == 0 else None
+            raise self.fail(f"dropout_ratio must be between 0 and 1, not {ratio:g}", FIELD, "dropout_ratio", hint=hint)
+        return [ins[0]]
+
+    def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
+        from caffejacinto_py.layers.modules.norm import Dropout as Module
+
+        return Module(self.param.dropout_ratio)

@@ -1,0 +1,53 @@
+"""InnerProduct."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.fillers import filled_blob
+from caffejacinto_py.layers.registry import layer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FIELD = "inner_product_param"
+
+
+@layer("InnerProduct", v1="INNER_PRODUCT", field=FIELD)
+class InnerProduct(Layer):
+    """y = W x + b, x being the axes of the bottom from `axis` on, flattened to K numbers in C order.
+
+    Bottom: (lead.., rest..), top: (lead.., num_output).
+    Blobs: W (num_output, K), or (K, num_output) if transpose; b (num_output) if bias_term.
+    Options: num_output; bias_term (true); weight_filler and bias_filler (zeros); axis (1): the first axis that is
+    summed over, negative counts from the end; transpose (false): layout of W only.
+    Source: BVLC inner_product_layer.cpp; the same in all forks.
+    """
+
+    channels_last = False  # flattening wants C order: a channels_last bottom is copied
+
+    def _first(self, ins: Sequence[Shape]) -> int:
+        if self.param.num_output < 1:
+            raise self.fail("num_output must be given and positive", FIELD, "num_output")
+        return self.axis(self.param.axis, len(ins[0]), FIELD, "axis")
+
+    def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
+        return [(*ins[0][: self._first(ins)], self.param.num_output)]
+
+    def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
+        n, k = self.param.num_output, math.prod(ins[0][self._first(ins) :])
+        weight = filled_blob(self, (k, n) if self.param.transpose else (n, k), "weight_filler")
+        return [weight, filled_blob(self, (n,), "bias_filler")] if self.param.bias_term else [weight]
+
+    def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
+        from caffejacinto_py.layers.modules.conv import InnerProduct as Module
+
+        bias = blobs[1] if len(blobs) > 1 else None
+        return Module(blobs[0], bias, axis=self._first(ins), transpose=self.param.transpose)
+
+    def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+        return math.prod(outs[0]) * math.prod(ins[0][self._first(ins) :])
