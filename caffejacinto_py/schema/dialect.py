@@ -34,6 +34,8 @@ class Dialect:
     rampup_quadratic: bool = True  # 0.17: quadratic; 0.16: linear
     lr_floor: bool = True  # 0.17: max(., min_lr) for every policy
     weight_decay_power: float = 1.0  # default of the "poly" weight decay policy (jacinto: 0.5)
+    delta_floor: bool = False  # NV: Adam, AdaGrad, ... never use a delta below 1e-4 or 1e-3
+    ignore_shape_mismatch: bool = False  # jacinto: blobs of other shapes are copied flat or skipped when weights load
     reason: str = field(default="", compare=False)  # why this dialect, for the log
 
 
@@ -49,6 +51,7 @@ _NV = Dialect(
     mean_file_centered=True,
     global_batch=True,
     test_initialization=False,
+    delta_floor=True,
 )
 _OLD = dict(accuracy_ties_lose=False, accuracy_empty_nan=True, infogain_softmax=False, bilinear_modern=False)
 
@@ -57,9 +60,10 @@ DIALECTS: dict[str, Dialect] = {
     for d in (
         Dialect("bvlc"),
         _NV,
-        Dialect(**{**_NV.__dict__, "name": "jacinto", "weight_decay_power": 0.5, "elu_lambda_both": False}),
+        Dialect(**{**_NV.__dict__, "name": "jacinto", "weight_decay_power": 0.5, "elu_lambda_both": False,
+                   "ignore_shape_mismatch": True}),
         Dialect(**{**_NV.__dict__, "name": "jacinto-0.16", "rampup_quadratic": False, "lr_floor": False,
-                   "test_initialization": True, "elu_lambda_both": False}),
+                   "test_initialization": True, "elu_lambda_both": False, "ignore_shape_mismatch": True}),
         Dialect("ssd", **_OLD),  # type: ignore[arg-type]
         Dialect("adaption", **_OLD),  # type: ignore[arg-type]
         Dialect("ristretto"),
