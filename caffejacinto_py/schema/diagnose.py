@@ -89,6 +89,8 @@ class _Examiner:
             return self.missing_brace(group)
         if name is None and self.swap(group[0], key):
             return None
+        # a list is one field
+        group = [c for i, c in enumerate(group) if c.whole is None or i == 0 or c.whole is not group[i - 1].whole]
         for index, child in enumerate(group):
             hint = _unknown_hint(key, schema, self.root)
             error = self.error(child, f"{_owner(name, schema)} has no field '{key}'", hint)
@@ -224,7 +226,7 @@ def _owner(name: str | None, schema: Descriptor) -> str:
 
 
 def _unknown_hint(key: str, schema: Descriptor, root: Descriptor) -> str | None:
-    foreign = FOREIGN.get((schema.name, key))
+    foreign = FOREIGN.get(schema.name, {}).get(key)
     if foreign:
         return foreign
     inside = [f.name for f in schema.fields if f.message_type and key in f.message_type.fields_by_name]

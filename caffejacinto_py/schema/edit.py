@@ -17,7 +17,8 @@ def set_field(message: Any, *assignments: str) -> None:
 
     A repeated message is chosen by index (``layer[0].phase=TEST``) or by its name
     (``layer.conv1.param[0].lr_mult=2``; of several layers with one name all are set). A value given to a whole repeated
-    field replaces all of it; ``[1, 2]`` gives several. Strings need no quotes. Raises UsageError with the nearest name where a part of the path is unknown.
+    field replaces all of it; ``[1, 2]`` gives several. Strings need no quotes. Raises UsageError with the nearest name
+    where a part of the path is unknown.
     """
     work = type(message)()
     work.CopyFrom(message)
@@ -74,6 +75,8 @@ def _by_name(items: Any, name: str, rest: str, whole: str) -> tuple[list[Any], s
         return [item for item in items if item.name == chosen], rest[len(chosen) + 1 :]
     if not names:
         raise UsageError(f"--set {whole}: there are {len(items)} '{name}'", hint=f"choose one by index: {name}[0]")
+    if rest in names:
+        raise UsageError(f"--set {whole}: '{name}' is a message", hint=f"write {name}.{rest}.field=value")
     wrong = rest.split(".")[0]
     raise UsageError(f"--set {whole}: no '{name}' is named '{wrong}'", hint=near(wrong, names) or f"or {name}[0]")
 

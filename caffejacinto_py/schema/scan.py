@@ -31,7 +31,7 @@ class Field:
     `value` is the raw scalar text, None for a message. `children` holds a message's fields by name, in order.
     """
 
-    __slots__ = ("at", "children", "end", "name", "start", "value")
+    __slots__ = ("at", "children", "end", "name", "start", "value", "whole")
 
     def __init__(self, name: str = "", start: int = -1, at: int = -1, end: int = -1, value: str | None = None) -> None:
         self.name = name
@@ -40,6 +40,7 @@ class Field:
         self.end = end
         self.value = value
         self.children: dict[str, list[Field]] = {}
+        self.whole: list[int] | None = None  # where the list begins and ends that this is an element of
 
     def add(self, child: Field) -> None:
         self.children.setdefault(child.name, []).append(child)
@@ -54,7 +55,7 @@ class Field:
     def moved(self, name: str) -> Field:
         """The same place under another name (upgrades move fields)."""
         copy = Field(name, self.start, self.at, self.end, self.value)
-        copy.children = self.children
+        copy.children, copy.whole = self.children, self.whole
         return copy
 
 
@@ -80,15 +81,14 @@ class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.root = Field(start=0, end=len(text))
-        # (field, closing character, name of the list whose element this message is, else "")
-        self.stack: list[tuple[Field, str, str]] = []
+        self.stack: list[tuple[Field, str]] = []  # the messages we are in, and the characters that close them
 
     def run(self) -> Scan:
         problem = self._fields()
         if problem is None and self.stack:
             field = self.stack[-1][0]
             problem = Problem(len(self.text), f"a '{self.stack[-1][1]}' is missing at the end of the file", field)
-        for field, _, _ in self.stack:
+        for field, _ in self.stack:
             field.end = problem.offset if problem else len(self.text)
         return Scan(self.root, problem)
 
@@ -102,11 +102,11 @@ class _Scanner:
                 if char in ";,":
                     pos += 1
                 elif self.stack and char == self.stack[-1][1]:
-                    field, _, in_list = self.stack.pop()
+                    field, _ = self.stack.pop()
                     field.end = pos = pos + 1
                     here = self.stack[-1][0] if self.stack else self.root
-                    if in_list:
-                        pos, here, problem = self._elements(pos, here, in_list, field.start)
+                    if field.whole is not None:
+                        pos, here, problem = self._elements(pos, here, field.name, field.whole, first=False)
                         if problem:
                             return problem
                 else:
@@ -121,11 +121,11 @@ class _Scanner:
                     here.children.setdefault(name, []).append(Field(name, start, found.start(4), end, value))
                     pos = end
                 elif opener == "[":
-                    pos, here, problem = self._elements(found.end(), here, name, start, first=True)
+                    pos, here, problem = self._elements(found.end(), here, name, [start, start], first=True)
                     if problem:
                         return problem
                 elif opener:
-                    problem = self._open(here, name, start, found.start(3), opener, "")
+                    problem = self._open(here, Field(name, start, found.start(3)), opener)
                     if problem:
                         return problem
                     here, pos = self.stack[-1][0], found.end()
@@ -134,16 +134,15 @@ class _Scanner:
             pos = skip(text, pos).end()  # type: ignore[union-attr]
         return None
 
-    def _open(self, parent: Field, name: str, start: int, at: int, opener: str, in_list: str) -> Problem | None:
+    def _open(self, parent: Field, field: Field, opener: str) -> Problem | None:
         if len(self.stack) >= MAX_DEPTH:
-            return Problem(start, f"messages are nested deeper than {MAX_DEPTH} levels")
-        field = Field(name, start, at)
+            return Problem(field.start, f"messages are nested deeper than {MAX_DEPTH} levels")
         parent.add(field)
-        self.stack.append((field, _CLOSE[opener], in_list))
+        self.stack.append((field, _CLOSE[opener]))
         return None
 
     def _elements(
-        self, pos: int, here: Field, name: str, start: int, *, first: bool = False
+        self, pos: int, here: Field, name: str, whole: list[int], *, first: bool
     ) -> tuple[int, Field, Problem | None]:
         """The rest of a list; returns at its `]`, or inside its next message."""
         text = self.text
@@ -151,6 +150,7 @@ class _Scanner:
             pos = _SKIP.match(text, pos).end()  # type: ignore[union-attr]
             char = text[pos : pos + 1]
             if char == "]":
+                whole[1] = pos + 1
                 return pos + 1, here, None
             if not first:
                 if char != ",":
@@ -159,12 +159,14 @@ class _Scanner:
             found = _ELEMENT.match(text, pos)
             if found is None:
                 return pos, here, Problem(pos, f"expected a value in the list of '{name}'")
+            element = Field(name, pos, pos, pos, found[2])
+            element.whole = whole
             if found[1]:
-                problem = self._open(here, name, pos, pos, found[1], name)
+                problem = self._open(here, element, found[1])
                 return (pos, here, problem) if problem else (found.end(), self.stack[-1][0], None)
-            end = self._more_strings(found.end()) if found[2][0] in "\"'" else found.end()
-            here.add(Field(name, pos, pos, end, found[2]))
-            pos, first = end, False
+            element.end = self._more_strings(found.end()) if found[2][0] in "\"'" else found.end()
+            here.add(element)
+            pos, first = element.end, False
 
     def _more_strings(self, pos: int) -> int:
         """Adjacent string literals are one value."""

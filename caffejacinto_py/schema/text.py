@@ -65,9 +65,10 @@ def _merge(text: str, message: Any) -> Exception | None:
 def _without(findings: Findings, text: str, message_name: str, file: str, scanned: Scan) -> Document:
     """Parse again with the unknown fields blanked out, so that every other place stays where it is."""
     pieces, done = [], 0
-    for _, _, where in sorted(findings.unknown, key=lambda u: u[2].start):
-        pieces += [text[done : where.start], _MASK.sub(" ", text[where.start : where.end])]
-        done = where.end
+    spans = sorted(tuple(f.whole) if f.whole else (f.start, f.end) for _, _, f in findings.unknown)
+    for start, end in spans:
+        pieces += [text[done:start], _MASK.sub(" ", text[start:end])]
+        done = end
     message = getattr(pb, message_name)()
     problem = _merge("".join([*pieces, text[done:]]), message)
     if problem is not None:
