@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from caffejacinto_py.data import make_feeder
-from caffejacinto_py.data.feeders import Feeder
+from caffejacinto_py.data.feeders import Feeder, UserFeeder
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.layers.fillers import fill
 
 
 class Feed:
-    """Batches for a net, opened at the first `next` (so that positions can be set before).
+    """Batches for a net, opened at the first `next`.
 
-    seed decides shuffles, mirrors and crops, so that batch k is the same in every run with it, whatever `workers` is. For
-    a GPU net batches are copied through pinned memory without waiting for the device.
+    seed decides shuffles, mirrors and crops: batch k is the same in every run with it, whatever `workers` is. For a GPU
+    net batches are copied through pinned memory without waiting for the device.
     """
 
     def __init__(self, net: Net, *, seed: int, workers: int = 1) -> None:
@@ -70,16 +70,19 @@ class Feed:
     def _position(self, name: str) -> int:
         return self._feeders[name].position if name in self._feeders else self._start.get(name, 0)
 
-    def seek(self, positions: Mapping[str, int]) -> None:
-        """Go to these positions; sources that are not named go on where they are."""
-        self._start = {**self.positions(), **positions}
-        for name in positions:
-            if name in self._feeders:
+    def rewind(self, positions: Mapping[str, int] | None = None) -> None:
+        """Go to these positions; sources that are not named start again. Arrays given to user-fed sources stay."""
+        self._start = dict(positions or {})
+        for name in list(self._feeders):
+            feeder = self._feeders[name]
+            if isinstance(feeder, UserFeeder):
+                feeder.position = self._start.get(name, 0)
+            else:
                 self._feeders.pop(name).close()
 
     def close(self) -> None:
         """Stop the workers; a later `next` goes on at the same position."""
         self._start = self.positions()
-        while self._feeders:
-            self._feeders.popitem()[1].close()
+        for name in [n for n, f in self._feeders.items() if not isinstance(f, UserFeeder)]:
+            self._feeders.pop(name).close()
         self.last = {}

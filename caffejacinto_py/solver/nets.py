@@ -75,7 +75,7 @@ def train_source(
 
 
 def test_sources(param: Any, where: Where, files: NetFiles) -> list[NetSource]:
-    """The test nets in Caffe's order: test_net_param, test_net, then `net` or `net_param` for the remaining test_iter."""
+    """The test nets in Caffe's order: test_net_param, test_net, then `net` or `net_param` for the rest of test_iter."""
     own: list[tuple[str, int | None]] = [("test_net_param", i) for i in range(len(param.test_net_param))]
     own += [("test_net", i) for i in range(len(param.test_net))]
     generic = [f for f in ("net", "net_param") if param.HasField(f)]

@@ -131,7 +131,17 @@ class Rule:
 
     @torch.no_grad()
     def load(self, history: Sequence[np.ndarray], *, path: str = "") -> None:
-        """The reverse of `export`, also for histories that C++ Caffe wrote. WeightsError when they do not fit."""
+        """The reverse of `export`, also for histories that C++ Caffe wrote. Raises as `check`."""
+        self.check(history, path=path)
+        n = len(self.learnable)
+        for group in self.groups:
+            for slot, tensors in enumerate(group.history):
+                for i, tensor in zip(group.index, tensors):
+                    array = np.array(history[slot * n + i], np.float32)
+                    tensor.copy_(torch.from_numpy(array).reshape(tensor.shape))
+
+    def check(self, history: Sequence[np.ndarray], *, path: str = "") -> None:
+        """WeightsError when a history does not fit this rule and net."""
         want, n = self.slots * len(self.learnable), len(self.learnable)
         if len(history) != want:
             raise WeightsError(
@@ -144,11 +154,6 @@ class Rule:
                 blob = self.learnable[k % n]
                 text = f"{path}: history blob {k} (layer '{blob.node}', blob {blob.index}) has shape {array.shape}"
                 raise WeightsError(f"{text}, the net needs {shape}")
-        for group in self.groups:
-            for slot, tensors in enumerate(group.history):
-                for i, tensor in zip(group.index, tensors):
-                    array = np.ascontiguousarray(history[slot * n + i])
-                    tensor.copy_(torch.from_numpy(array.copy()).reshape(tensor.shape))
 
 
 def regularised(group: Group, grads: list[Tensor], decay: float, scale: Tensor | None) -> list[Tensor]:

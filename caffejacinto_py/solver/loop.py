@@ -1,0 +1,341 @@
+"""The training loop: Caffe's Solver::Step and Solve, with its order of test, pass, display, update, snapshot."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caffejacinto_py.engine.evaluate import Score, evaluate, loss_weights, summarize
+from caffejacinto_py.engine.net import Net, Result
+from caffejacinto_py.errors import CaffeError, Loc, UsageError
+from caffejacinto_py.schema.dialect import resolve_dialect
+from caffejacinto_py.schema.files import check_writable
+from caffejacinto_py.schema.upgrade import load_solver, upgrade_solver
+from caffejacinto_py.solver import build, lr, nets, rules, settings, watch
+from caffejacinto_py.solver.feed import Feed
+from caffejacinto_py.solver.logs import number, output_lines
+from caffejacinto_py.solver.metrics import Metrics
+from caffejacinto_py.solver.progress import Clock, Losses
+from caffejacinto_py.solver.resume import Resumable
+from caffejacinto_py.solver.signals import Signals
+
+log = logging.getLogger(__name__)
+LOOK_EVERY = 20  # iterations between looks at the loss on a GPU, where each look waits for the device
+
+
+class Solver(Resumable):
+    """Trains a net as a solver prototxt says.
+
+    source: a path, a Document of `load_solver`, or a SolverParameter message.
+    device: None lets solver_mode decide. dialect: a name of `schema.dialect.DIALECTS`; None looks at the files.
+    weights: files to start from, replacing the solver's `weights`. level, stages: added to the train net's state.
+    on_nan: "stop" raises CaffeError at a loss that is NaN or infinite, "warn" goes on.
+    workers: feeder threads per data layer. metrics, tensorboard: where records go (see `Metrics`).
+    sigint, sighup: "stop", "snapshot" or "none", while `solve` runs.
+
+    Raises PrototxtError, LayerError, DataError, WeightsError or ManyErrors before anything is trained.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        device: str | torch.device | None = None,
+        dialect: str | None = None,
+        weights: str | os.PathLike[str] | Sequence[str] = (),
+        level: int | None = None,
+        stages: Sequence[str] = (),
+        workers: int = 1,
+        on_nan: str = "stop",
+        metrics: str | os.PathLike[str] | None = None,
+        tensorboard: str | None = None,
+        sigint: str = "stop",
+        sighup: str = "snapshot",
+        layout: str = "auto",
+    ) -> None:
+        if on_nan not in ("stop", "warn"):
+            raise UsageError(f"on_nan '{on_nan}' is unknown", hint="stop or warn")
+        self.on_nan = on_nan
+        self.signals = Signals(sigint=sigint, sighup=sighup)
+        self._open(source)
+        param = self.param
+        files = nets.NetFiles(self.where)
+        train = nets.train_source(param, self.where, files, level=level, stages=tuple(stages))
+        tests = nets.test_sources(param, self.where, files)
+        self.dialect = resolve_dialect(train.doc.message, param, dialect)
+        log.info("Dialect: %s (%s)", self.dialect.name, self.dialect.reason)
+        settings.check(param, self.where, self.dialect)
+        if param.snapshot:
+            self.check_snapshots()
+        self.device = build.choose_device(param, device)
+        self.seed = build.choose_seed(param)
+        build.seed_everything(self.seed)
+        options: dict[str, Any] = {"dialect": self.dialect, "device": self.device, "layout": layout}
+        self.net: Net = build.build_net(train, "TRAIN", seed=self.seed, **options)
+        self.test_nets: list[Net] = [
+            build.build_net(t, "TEST", seed=self.seed + 1 + i, share=self.net, **options) for i, t in enumerate(tests)
+        ]
+        self.feed = Feed(self.net, seed=self.seed, workers=workers)
+        self.test_feeds = [Feed(net, seed=self.seed, workers=workers) for net in self.test_nets]
+        names = build.split_names(weights) or build.split_names(list(param.weights))
+        build.load_weights([self.net, *self.test_nets], names, tolerant=self.tolerant)
+        self.rule = rules.make(self.net.learnable, param, larc=param.larc, floor=self.dialect.delta_floor)
+        self.iter = 0
+        self.current_step = 0
+        self.losses = Losses(param.average_loss)
+        self.clock = Clock()
+        self.metrics = Metrics(metrics, tensorboard=tensorboard)
+        self.stopped = False
+        self._weights = loss_weights(self.net)
+
+    def _open(self, source: Any) -> None:
+        """The message and where its fields stand."""
+        doc = load_solver(os.fspath(source)) if isinstance(source, (str, os.PathLike)) else source
+        self.file = ""
+        self.where: lr.Where = lr.nowhere
+        if hasattr(doc, "message"):
+            for notice in doc.notices:
+                log.info("%s", notice)
+            self.param, self.file = doc.message, doc.file
+            self.where = lambda *path: doc.locs.find(path) or Loc(doc.file)
+        else:
+            self.param = doc
+            upgrade_solver(self.param)
+
+    @property
+    def tolerant(self) -> bool:
+        """Whether weights of other shapes are skipped instead of refused."""
+        given = self.param.HasField("ignore_shape_mismatch")
+        return bool(self.param.ignore_shape_mismatch) if given else self.dialect.ignore_shape_mismatch
+
+    def check_snapshots(self) -> None:
+        """Make sure that snapshots can be written, before hours of training."""
+        if not self.param.snapshot_prefix:
+            raise CaffeError("snapshots are asked for, but snapshot_prefix is not set", loc=self.where("snapshot"))
+        try:
+            check_writable(os.path.dirname(self.param.snapshot_prefix))
+        except CaffeError as e:
+            raise CaffeError(f"snapshot_prefix: {e.text}", loc=self.where("snapshot_prefix"), hint=e.hint) from e
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+    def solve(self, resume: str | os.PathLike[str] | None = None) -> None:
+        """Train to max_iter, with signals caught. resume: a solverstate to restore first."""
+        param, began = self.param, time.perf_counter()
+        if param.snapshot_after_train:
+            self.check_snapshots()
+        log.info("Solving %s", self.net.graph.name)
+        log.info("Learning Rate Policy: %s", param.lr_policy)
+        self.stopped = False
+        with self.signals:
+            if resume is not None:
+                self.restore(resume)
+            try:
+                self.step(param.max_iter - self.iter)
+                if param.snapshot_after_train and not self._snapshot_due(self.iter):
+                    self.snapshot()
+                self._finish()
+            finally:
+                self._summary(time.perf_counter() - began)
+                self.close()
+
+    def step(self, n: int) -> None:
+        """Run n iterations, or fewer when a signal stops them."""
+        param, stop_at = self.param, self.iter + n
+        self._start_window()
+        self.clock.start()
+        while self.iter < stop_at:
+            self.clear_grads()
+            if self._test_due():
+                self.test_all()
+                if self.stopped:
+                    break
+            display = bool(param.display) and self.iter % param.display == 0
+            result = self.forward_backward(debug=display and param.debug_info)
+            self._look(display)
+            if display:
+                self._display(result)
+            self.apply_update(display=display)
+            self.iter += 1
+            self.clock.count(self.feed.batch * param.iter_size)
+            request = self.signals.poll()
+            if self._snapshot_due(self.iter) or request == "snapshot":
+                self.snapshot()
+            if request == "stop":
+                self.stopped = True
+                break
+        self._look(True)
+        self.clock.stop()
+
+    def clear_grads(self) -> None:
+        """Forget gradients; the next pass allocates them, which saves the pass over memory that zeroing is."""
+        for blob in self.net.learnable:
+            blob.param.grad = None
+
+    def forward_backward(self, *, debug: bool = False) -> Result:
+        """iter_size passes that add up gradients. Their mean loss is recorded. Returns the last result."""
+        total: Tensor | None = None
+        for _ in range(self.param.iter_size):
+            batch = self.feed.next()
+            if debug:
+                result = watch.debug_pass(self.net, batch)
+            else:
+                result = self.net(batch)
+                if result.loss.requires_grad:
+                    result.loss.backward()
+            loss = result.loss.detach()
+            total = loss if total is None else total + loss
+        assert total is not None
+        self.losses.add(self.iter, total / self.param.iter_size if self.param.iter_size > 1 else total)
+        if debug:
+            watch.debug_update(self.net)
+        return result
+
+    def rates(self) -> rules.Rates:
+        """Learning rate, momentum and weight decay of the coming update. Moves the multistep counter."""
+        before = self.current_step
+        self.current_step = lr.advance_step(self.param, self.iter, before)
+        if self.current_step != before:
+            log.info("MultiStep Status: Iteration %d, step = %d", self.iter, self.current_step)
+        rate = lr.learning_rate(self.param, self.iter, step=self.current_step, dialect=self.dialect)
+        sgd = self.param.type == rules.SGD.__name__
+        momentum = lr.momentum(self.param, self.iter, rate) if sgd else self.param.momentum
+        decay = lr.weight_decay(self.param, self.iter, dialect=self.dialect)
+        return rules.Rates(rate, momentum, decay, self.iter)
+
+    def apply_update(self, *, display: bool = False) -> None:
+        """Change the weights by their gradients. Where snapshot_diff saves them, gradients become the update."""
+        rates = self.rates()
+        if display:
+            text = f"Iteration {self.iter}, lr = {number(rates.lr)}"
+            if self.param.momentum_policy != "fixed" or self.param.weight_decay_policy != "fixed":
+                text += f", m = {number(rates.momentum)}, wd = {number(rates.weight_decay)}"
+            log.info("%s", text)
+        before = self._weights_for_diff()
+        self.rule.step(rates)
+        for param, old in before:
+            param.grad = old - param.detach()
+
+    def _weights_for_diff(self) -> list[tuple[torch.nn.Parameter, Tensor]]:
+        due = self._snapshot_due(self.iter + 1) or self.iter + 1 == self.param.max_iter
+        if not (self.param.snapshot_diff and due):
+            return []
+        return [(b.param, b.param.detach().clone()) for b in self.net.learnable if b.lr_mult]
+
+    # --- tests -------------------------------------------------------------------------------------------------------
+    def _test_due(self) -> bool:
+        every = self.param.test_interval
+        if not every or not self.test_nets or self.iter % every:
+            return False
+        return self.iter > 0 or self.param.test_initialization or not self.dialect.test_initialization
+
+    def test_all(self) -> list[Score]:
+        """Run every test net over its test_iter batches and log the means. Stops early at a signal."""
+        running = self.clock.running
+        self.clock.stop()
+        scores: list[Score] = []
+        for i, (net, feed) in enumerate(zip(self.test_nets, self.test_feeds)):
+            # NVCaffe and caffe-jacinto look at one batch only before the first iteration
+            brief = self.iter == 0 and not self.dialect.test_initialization
+            count = 1 if brief else self.param.test_iter[i]
+            log.info("Iteration %d, Testing net (#%d)", self.iter, i)
+            score = evaluate(net, feed, count, proceed=self._proceed)
+            if self.stopped:
+                log.info("Test interrupted.")
+                break
+            if self.param.test_compute_loss:
+                log.info("Test loss: %s", number(score.loss))
+            for line in output_lines("Test", score.outputs):
+                log.info("%s", line)
+            self.metrics.record("test", self.iter, {"net": i, **_named(score.outputs)})
+            scores.append(score)
+        if running:
+            self.clock.start()
+        return scores
+
+    def _proceed(self) -> bool:
+        """Between test batches: serve requests; False: stop."""
+        request = self.signals.poll()
+        if request == "snapshot":
+            self.snapshot()
+        self.stopped = self.stopped or request == "stop"
+        return not self.stopped
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+    def _look(self, display: bool) -> None:
+        """Stop or warn at a loss that is no number. On a GPU only now and then: a look waits for the device."""
+        if not display and self.device.type != "cpu" and self.iter % LOOK_EVERY:
+            return
+        bad = self.losses.first_bad()
+        if bad is None:
+            return
+        iteration, value = bad
+        text = f"iteration {iteration}: the loss is {value}"
+        if self.on_nan == "warn":
+            log.warning("%s; training goes on", text)
+            return
+        hint = "lower base_lr, use clip_gradients, or check the data; --on-nan warn goes on all the same"
+        raise CaffeError(f"{text}; {watch.first_bad(self.net, self.feed.last)}", hint=hint)
+
+    def _display(self, result: Result) -> None:
+        seconds, iterations = self.clock.lap()
+        loss = self.losses.smoothed()
+        speed = (
+            f"{number(iterations / seconds if seconds else 0)} iter/s, {number(seconds)}s/{self.param.display} iters"
+        )
+        log.info("Iteration %d (%s), loss = %s", self.iter, speed, number(loss))
+        rows = {name: [value.detach().reshape(-1)] for name, value in result.outputs.items()}
+        outputs = summarize(rows, self._weights)
+        for line in output_lines("Train", outputs):
+            log.info("%s", line)
+        rate = lr.learning_rate(self.param, self.iter, step=self.current_step, dialect=self.dialect)
+        self.metrics.record("train", self.iter, {"loss": loss, "lr": rate, **_named(outputs)})
+
+    def _finish(self) -> None:
+        """What Caffe does after the last iteration: a last loss, a last test."""
+        param = self.param
+        if self.stopped:
+            log.info("Optimization stopped early.")
+            return
+        if param.display and self.iter % param.display == 0:
+            with torch.no_grad():
+                self.losses.add(self.iter, self.net(self.feed.next()).loss)
+            log.info("Iteration %d, loss = %s", self.iter, number(self.losses.smoothed()))
+        if self.test_nets and param.test_interval and self.iter % param.test_interval == 0:
+            self.test_all()
+        log.info("Optimization Done.")
+
+    def _summary(self, total: float) -> None:
+        clock = self.clock
+        clock.stop()
+        if not clock.iterations:
+            return
+        speed = clock.images / clock.seconds if clock.seconds else 0.0
+        text = (
+            "Performance: %.1f img/s (%d iterations, %d images in %.2f s of training; %.2f s with tests and snapshots)"
+        )
+        log.info(text, speed, clock.iterations, clock.images, clock.seconds, total)
+        values = {"img_per_s": speed, "iterations": clock.iterations, "seconds": clock.seconds, "total_seconds": total}
+        self.metrics.record("end", self.iter, values)
+
+    def close(self) -> None:
+        """Stop the feeders and close files. The solver can be used again."""
+        for feed in (self.feed, *self.test_feeds):
+            feed.close()
+        self.metrics.close()
+
+
+def _named(outputs: Sequence[Any]) -> dict[str, Any]:
+    """Outputs for a record: name -> value, or name[k] where a blob has several elements."""
+    names = [o.name for o in outputs]
+    found: dict[str, Any] = {}
+    for out in outputs:
+        several = names.count(out.name) > 1
+        key = f"{out.name}[{sum(k.startswith(out.name + '[') for k in found)}]" if several else out.name
+        found[key] = out.value
+    return found

@@ -1,0 +1,94 @@
+"""Checks of a solver message before anything is built, and warnings about settings that do nothing here."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from caffejacinto_py.errors import CaffeError, PrototxtError, near, raise_all
+from caffejacinto_py.schema.dialect import Dialect
+from caffejacinto_py.solver import lr
+from caffejacinto_py.solver.lr import Where
+from caffejacinto_py.solver.rules import RULES
+
+log = logging.getLogger(__name__)
+
+# fields that are read, and why they change nothing
+WITHOUT_EFFECT = {
+    "plateau_winsize": "no Caffe implements lr_policy 'plateau'",
+    "snapshot_log": "caffe-jacinto stopped reading it in 0.16; metrics.jsonl has the log",
+    "sparsity_itr_increment_bfr_applying": "caffe-jacinto 0.17 does not read it",
+    "test_and_snapshot_last_epochs": "this version tests and snapshots by iterations only",
+    "larc_turbo": "it chooses between CUDA kernels of NVCaffe",
+    "max_weight_decay": "the formula of NVCaffe's weight decay here has no upper bound",
+    "layer_wise_reduce": "gradients are reduced while backward runs, whatever it says",
+    "store_blobs_in_old_format": "weights are written in the form that every Caffe reads",
+    "eval_type": "the outputs of the test net decide",
+    "sparse_mode": "this version does not train sparse nets: weights at zero will move",
+    "solver_data_type": "weights and history are kept in float32",
+    "estimate": "the Iteration line shows the speed",
+}
+
+
+def check(param: Any, where: Where, dialect: Dialect) -> None:
+    """All that is wrong with a solver message in itself, at once; then warn about what has no effect."""
+    errors: list[CaffeError] = []
+    try:
+        lr.check(param, where)
+    except CaffeError as e:
+        errors += getattr(e, "errors", (e,))
+    if param.type not in RULES:
+        known = {r.lower(): r for r in RULES}
+        hint = (
+            f"did you mean '{known[param.type.lower()]}'?" if param.type.lower() in known else near(param.type, RULES)
+        )
+        errors.append(
+            _wrong(where, "type", f"unknown solver type '{param.type}'", hint or f"known: {', '.join(RULES)}")
+        )
+    if param.regularization_type not in ("L1", "L2"):
+        text = f"unknown regularization_type '{param.regularization_type}'"
+        errors.append(_wrong(where, "regularization_type", text, "L1 or L2"))
+    if param.larc and param.larc_policy not in ("scale", "clip"):
+        errors.append(_wrong(where, "larc_policy", f"unknown larc_policy '{param.larc_policy}'", "scale or clip"))
+    for field in ("iter_size", "average_loss"):
+        if getattr(param, field) < 1:
+            errors.append(_wrong(where, field, f"{field} must be at least 1, not {getattr(param, field)}"))
+    for field in ("display", "test_interval", "snapshot", "max_iter"):
+        if getattr(param, field) < 0:
+            errors.append(_wrong(where, field, f"{field} cannot be negative: {getattr(param, field)}"))
+    if param.type in ("AdaGrad", "RMSProp") and param.momentum:
+        errors.append(_wrong(where, "momentum", f"{param.type} has no momentum: remove it or choose another type"))
+    if param.type == "RMSProp" and not 0 <= param.rms_decay < 1:
+        errors.append(_wrong(where, "rms_decay", f"rms_decay must be in [0, 1), not {param.rms_decay:g}"))
+    if param.type == "Adam" and not 0 <= param.momentum2 < 1:
+        errors.append(_wrong(where, "momentum2", f"momentum2 must be in [0, 1), not {param.momentum2:g}"))
+    raise_all(errors)
+    _warn(param, where, dialect)
+
+
+def _wrong(where: Where, field: str, text: str, hint: str | None = None) -> PrototxtError:
+    return PrototxtError(text, loc=where(field), hint=hint)
+
+
+def _warn(param: Any, where: Where, dialect: Dialect) -> None:
+    found = {f: why for f, why in WITHOUT_EFFECT.items() if _set(param, f)}
+    if param.type != "SGD":
+        for field in ("larc", "momentum_policy"):
+            if _set(param, field):
+                found[field] = f"only SGD has it, this solver is {param.type}"
+    if _set(param, "test_initialization") and not dialect.test_initialization:
+        found["test_initialization"] = f"{dialect.name} tests one batch before iteration 0, whatever it says"
+    if _set(param, "min_lr") and param.lr_policy != "poly" and not dialect.lr_floor:
+        found["min_lr"] = f"in {dialect.name} only lr_policy 'poly' looks at it"
+    for field, why in found.items():
+        place = where(field)
+        log.warning("%s'%s' has no effect: %s", f"{place}: " if place else "", field, why)
+
+
+def _set(param: Any, field: str) -> bool:
+    """Whether a field is in the file and differs from its default."""
+    spec = param.DESCRIPTOR.fields_by_name.get(field)
+    if spec is None:
+        return False
+    value = getattr(param, field)
+    return len(value) > 0 if hasattr(value, "extend") else param.HasField(field) and value != spec.default_value
