@@ -28,6 +28,7 @@ ROOMS = {
     "export": {"errors", "schema", "ir", "layers", "passes", "engine"},
     "solver": {"errors", "schema", "ir", "layers", "data", "passes", "engine", "compress"},
 }
+ROOMS["checking"] = {"errors", "schema", "ir", "layers", "passes", "solver"}
 ROOMS["cli"] = ROOMS["pycaffe"] = {*ROOMS, "__init__"}
 ROOMS["__main__"] = {"cli"}
 ROOMS["__init__"] = set()

@@ -14,8 +14,8 @@ class DeviceError(CaffeError):
 def pick(gpu: str | None, *, solver_mode: str | None = None, log: logging.Logger) -> str:
     """A torch device name. `--gpu` decides; without it the solver's mode ("CPU", "GPU", None).
 
-    An explicit GPU that is not there raises DeviceError; a solver that merely says GPU falls back to the CPU with a warning.
-    Raises UsageError for a `--gpu` that is no list of numbers.
+    An explicit GPU that is not there raises DeviceError; a solver that merely says GPU falls back to the CPU with a
+    warning. Raises UsageError for a `--gpu` that is no list of numbers.
     """
     import torch
 
@@ -33,7 +33,7 @@ def pick(gpu: str | None, *, solver_mode: str | None = None, log: logging.Logger
     if not count:
         raise DeviceError(f"--gpu {gpu}: no CUDA GPU can be used here", hint="leave --gpu out to run on the CPU")
     if wanted[-1] >= count:
-        raise DeviceError(f"--gpu {gpu}: there are {count} GPUs, numbered from 0", hint="see `caffejacinto device_query`")
+        raise DeviceError(f"--gpu {gpu}: there are {count} GPUs, from 0 on", hint="see `caffejacinto device_query`")
     if len(wanted) > 1:
         raise DeviceError(f"--gpu {gpu}: this version runs on one GPU at a time", hint=f"use --gpu {wanted[0]}")
     return f"cuda:{wanted[0]}"

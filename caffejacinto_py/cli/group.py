@@ -45,7 +45,9 @@ class Lazy(click.Group):
             args = ["--help"]
         return super().parse_args(ctx, spelling.move_verb_first(args, list(VERBS)))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         command = self.get_command(ctx, args[0])
         if command is None:
             hint = near(args[0], VERBS) or "`caffejacinto --help` lists them"
@@ -85,8 +87,8 @@ def _near_option(word: str, command: click.Command | None) -> str | None:
     cls=Lazy,
     context_settings={"help_option_names": ["-h", "--help", "-help"], "max_content_width": 100},
     epilog="Options may be written -name x, --name x or --name=x, with _ or -. --debug shows tracebacks. "
-    "Results go to stdout, logs to stderr. Exit codes: 0 done; 1 failed while running; 2 usage; 3 prototxt, weights or data "
-    "invalid; 4 a comparison found differences; 130 stopped by Ctrl-C.",
+    "Results go to stdout, logs to stderr. Exit codes: 0 done; 1 failed while running; 2 usage; 3 prototxt, weights "
+    "or data invalid; 4 a comparison found differences; 130 stopped by Ctrl-C.",
 )
 @click.version_option(__version__, prog_name="caffejacinto")
 def cli() -> None:

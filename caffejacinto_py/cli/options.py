@@ -56,7 +56,7 @@ def gpu(command: F) -> F:
 
 
 def dialect(command: F) -> F:
-    text = "Whose numbers to follow where the forks differ: bvlc, nvcaffe, jacinto, jacinto-0.16, ssd, adaption, ristretto."
+    text = "Whose numbers to follow where forks differ: bvlc, nvcaffe, jacinto, jacinto-0.16, ssd, adaption, ristretto."
     return click.option("--dialect", default=None, metavar="NAME", help=text + " Default: from the net.")(command)
 
 

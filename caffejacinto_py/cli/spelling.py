@@ -1,12 +1,12 @@
 """The one place that knows how options may be spelled.
 
-C++ Caffe's users write `-solver x`, `--solver=x`, `-sigint_effect=stop`, `--noshuffle`, `--gray=true`; click wants `--sigint-effect`.
-Everything is turned into click's spelling here, from the options that the command itself declares.
+C++ Caffe's users write `-solver x`, `--solver=x`, `-sigint_effect=stop`, `--noshuffle`, `--gray=true`; click wants
+`--sigint-effect`. Everything is turned into click's spelling here, from the options that the command itself declares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -27,12 +27,14 @@ def options(command: click.Command) -> dict[str, tuple[str, click.Option]]:
     for param in command.get_params(click.Context(command)):
         if isinstance(param, click.Option):
             for spelled in (*param.opts, *param.secondary_opts):
-                found.setdefault(canonical(spelled) if len(spelled.lstrip("-")) > 1 else spelled.lstrip("-"), (spelled, param))
+                found.setdefault(
+                    canonical(spelled) if len(spelled.lstrip("-")) > 1 else spelled.lstrip("-"), (spelled, param)
+                )
     return found
 
 
 def normalise(args: Sequence[str], command: click.Command) -> list[str]:
-    """The arguments of a verb in click's spelling. What is no known option passes unchanged: file names, numbers, `--`."""
+    """The arguments of a verb in click's spelling. What is no known option passes unchanged: file names, numbers."""
     known = options(command)
     out: list[str] = []
     rest = iter(args)
@@ -62,8 +64,8 @@ def normalise(args: Sequence[str], command: click.Command) -> list[str]:
     return out
 
 
-def _take(rest, count: int) -> list[str]:  # type: ignore[no-untyped-def]
-    return [value for value, _ in zip(rest, range(count))]
+def _take(rest: Iterator[str], count: int) -> list[str]:
+    return [value for _, value in zip(range(count), rest)]
 
 
 def _flag(spelled: str, option: click.Option, value: str | None) -> list[str]:

@@ -1,6 +1,8 @@
-"""Run a net one layer at a time, the way Caffe does: every blob and every gradient between two layers can be seen and changed.
+"""Run a net one layer at a time, the way Caffe does: every blob and every gradient between two layers can be seen and
+changed.
 
-For pycaffe, which promises exactly that, and for `time`. Training uses `Net.forward`, where autograd sees the whole net.
+For pycaffe, which promises exactly that, and for `time`. Training uses `Net.forward`, where autograd sees the whole
+net.
 """
 
 from __future__ import annotations

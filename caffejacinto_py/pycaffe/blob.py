@@ -14,7 +14,9 @@ Shape = tuple[int, ...]
 
 
 class Memory:
-    """One float32 array of a blob. Until somebody looks, only the net's tensor is kept; afterwards one numpy array stays live."""
+    """One float32 array of a blob. Until somebody looks, only the net's tensor is kept; afterwards one numpy array
+    stays live.
+    """
 
     def __init__(self, shape: Sequence[int], fill: float = 0.0) -> None:
         self.shape: Shape = tuple(shape)

@@ -52,7 +52,7 @@ def set_random_seed(seed: int) -> None:
 
 
 def phase_name(phase: int | str) -> str:
-    """"TRAIN" or "TEST" from 0, 1 or the name. Raises UsageError."""
+    """ "TRAIN" or "TEST" from 0, 1 or the name. Raises UsageError."""
     if isinstance(phase, str) and phase.upper() in PHASES:
         return phase.upper()
     if isinstance(phase, int) and 0 <= phase < len(PHASES):

@@ -1,4 +1,4 @@
-"""`caffe.Net`: a net whose blobs and gradients are numpy arrays that the user reads, writes and runs through in pieces."""
+"""`caffe.Net`: a net whose blobs and gradients are numpy arrays, and that runs in pieces if the user wants."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from caffejacinto_py.pycaffe.blob import Blob, ParamMemory
 from caffejacinto_py.pycaffe.mode import MODE, phase_name
 from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import read_model, write_model
+from caffejacinto_py.solver.feed import Feed
 
 
 class LayerView(NamedTuple):
@@ -31,8 +32,9 @@ class LayerView(NamedTuple):
 class Net:
     """`Net(prototxt, phase)`, `Net(prototxt, weights, phase)`, or with keywords `level`, `stages`, `weights`.
 
-    Layers run one at a time: data layers deliver a new batch on every forward, `Input` blobs are the user's. Split layers
-    stand where Caffe puts them. Parameter gradients accumulate until `clear_param_diffs`; bottom gradients are overwritten.
+    Layers run one at a time: data layers deliver a new batch on every forward, `Input` blobs are the user's. Split
+    layers stand where Caffe puts them. Parameter gradients accumulate until `clear_param_diffs`; bottom gradients are
+    overwritten.
     """
 
     def __init__(
@@ -49,21 +51,21 @@ class Net:
 
         doc = load_net(os.fspath(network_file))
         graph = prepare(doc, phase=phase_name(phase), level=level, stages=stages, probe=probe)
-        self._open(graph, Feeders(MODE.seed), share=None)
+        self._open(graph, None, share=None)
         if weights is not None:
             self.copy_from(weights)
 
     @classmethod
-    def of_engine(cls, net: Engine, feeders: Feeders) -> Net:
+    def of_engine(cls, net: Engine, feed: Feed) -> Net:
         """The view of a net that runs elsewhere (a solver's): same parameters, same data."""
         self = cls.__new__(cls)
-        self._open(net.graph, feeders, share=net)
+        self._open(net.graph, feed, share=net)
         return self
 
-    def _open(self, graph: Graph, feeders: Feeders, *, share: Engine | None) -> None:
-        self._feeders = feeders
+    def _open(self, graph: Graph, feed: Feed | None, *, share: Engine | None) -> None:
         self._blobs: dict[Value | str, Blob] = {}
         self._build(graph, share=share)
+        self._feed = feed or Feed(self._net, seed=MODE.seed or 0)
 
     def _build(self, graph: Graph, *, share: Engine | None) -> None:
         """Make the net for these shapes; keeps the Blobs (and with `share` the parameters) there already are."""
@@ -83,7 +85,7 @@ class Net:
         )
 
     def _place_blobs(self) -> None:
-        """A Blob for every blob name (versions of an in-place chain share one), with the loss weights in their diffs."""
+        """A Blob for every name (versions of an in-place chain share one), with the loss weight in its diff."""
         named: OrderedDict[str, Blob] = OrderedDict()
         for node in self._graph.nodes:
             for v, weight in zip(node.outputs, node.loss_weights, strict=True):
@@ -161,7 +163,8 @@ class Net:
     def backward(
         self, diffs: Iterable[str] | None = None, start: str | None = None, end: str | None = None, **kwargs: Any
     ) -> dict[str, np.ndarray]:
-        """Run backward from layer `start` (default: the last) down to layer `end`. kwargs: gradients of all of `outputs`.
+        """Run backward from layer `start` (default: the last) down to layer `end`. kwargs: gradients of all of
+        `outputs`.
 
         Returns the gradients of the inputs (with `end`: of that layer's bottoms) and of the blobs named in `diffs`.
         """
@@ -192,9 +195,7 @@ class Net:
     def _layer(self, i: int, node: Node, values: dict[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         module = self._modules[i]
         assert module is not None
-        bottoms = [
-            values[v] if v in values else self._blobs[_key(v)]._data.take(self._net.device) for v in node.inputs
-        ]
+        bottoms = [values[v] if v in values else self._blobs[_key(v)]._data.take(self._net.device) for v in node.inputs]
         return self._tape.forward(i, node, module, bottoms)
 
     def _source(self, node: Node) -> Sequence[torch.Tensor]:
@@ -202,8 +203,7 @@ class Net:
         device = self._net.device
         if node.layer.source == "input":
             return [self._blobs[_key(v)]._data.take(device) for v in node.outputs]
-        arrays = self._feeders.next(node, [self._graph.shapes[v] for v in node.outputs])
-        return [torch.from_numpy(a).to(device) for a in arrays]
+        return [torch.from_numpy(a).to(device) for a in self._feed.feeders[node.name].next()]
 
     def _backward(self, first: int, last: int) -> None:
         self._params_to_net()
@@ -249,6 +249,14 @@ class Net:
             raise UsageError(f"the net has no blob '{name}'", hint=near(name, self.blobs))
         return self.blobs[name]
 
+    def set_input_arrays(self, data: np.ndarray, labels: np.ndarray) -> None:
+        """What the net's MemoryData layer delivers from now on, batch by batch. Raises UsageError."""
+        memory = [n.name for n in self._graph.nodes if n.layer.source == "memory"]
+        if len(memory) != 1:
+            raise UsageError(f"set_input_arrays: the net has {len(memory)} MemoryData layers, not one")
+        feeder: Any = self._feed.feeders[memory[0]]
+        feeder.reset(data, labels)
+
     # --- parameters --------------------------------------------------------------------------------------------------
     def _memories(self) -> list[ParamMemory]:
         return [m for blobs in self.params.values() for b in blobs for m in (b._data, b._diff)]  # type: ignore[misc]
@@ -293,21 +301,6 @@ class Net:
         write_model(os.fspath(path), self._net.model(diffs=write_diff), format="hdf5", diffs=write_diff)
 
 
-class Feeders:
-    """The data of a net's sources: one feeder a layer, opened when first used."""
-
-    def __init__(self, seed: int | None, opened: Mapping[str, Any] | None = None) -> None:
-        self._seed = seed
-        self._opened: dict[str, Any] = dict(opened or {})
-
-    def next(self, node: Node, tops: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-        from caffejacinto_py.data import make_feeder
-
-        if node.name not in self._opened:
-            self._opened[node.name] = make_feeder(node.layer, shapes=list(tops), seed=self._seed or 0)
-        return self._opened[node.name].next()
-
-
 def _key(v: Value) -> Value | str:
     """Versions of a blob share memory, as in Caffe; unnamed tops are all different."""
     return v if v.name == "(automatic)" else v.name
@@ -320,7 +313,7 @@ def _arguments(args: tuple[Any, ...], phase: Any, level: Any, stages: Any, weigh
     elif args:
         phase, level, stages, weights, *rest = (*args, *(None, level, stages, weights)[len(args) :])
         if rest:
-            raise UsageError(f"Net takes a prototxt, phase, level, stages and weights: {len(args)} values after the file")
+            raise UsageError(f"Net takes a prototxt, phase, level, stages, weights: not {len(args) + 1} values")
     if phase is None:
         raise UsageError("Net needs a phase: caffe.TRAIN or caffe.TEST")
     if isinstance(stages, str):
