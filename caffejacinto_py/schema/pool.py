@@ -50,13 +50,21 @@ class _Schema:
 def _find(name: str) -> Any:
     file = pool().FindFileByName("caffe.proto")
     if name in file.message_types_by_name:
-        return message_factory.GetMessageClass(file.message_types_by_name[name])
+        return _message_class(file.message_types_by_name[name])
     if name in file.enum_types_by_name:
         return enum_type_wrapper.EnumTypeWrapper(file.enum_types_by_name[name])
     for enum in file.enum_types_by_name.values():
         if name in enum.values_by_name:
             return enum.values_by_name[name].number
     raise AttributeError(f"the schema has no message or enum '{name}'")
+
+
+def _message_class(schema: Descriptor) -> Any:
+    found: Any = message_factory.GetMessageClass(schema)
+    for nested in schema.nested_types:
+        if not hasattr(found, nested.name):  # protobuf's pure Python implementation sets them in generated code only
+            setattr(found, nested.name, _message_class(nested))
+    return found
 
 
 pb: Any = _Schema()
