@@ -200,8 +200,8 @@ class Input(Described):
 class MemoryData(Described):
     """Arrays handed over by the program. Tops: data (batch, C, H, W), label (batch).
 
-    memory_data_param: batch_size, channels, height, width, all required. A crop (transform_param) changes height and
-    width. Source: BVLC memory_data_layer.
+    memory_data_param: batch_size, channels, height, width, all required: the size after transform_param.
+    Source: BVLC memory_data_layer.
     """
 
     source = "memory"
