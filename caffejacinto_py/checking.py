@@ -37,7 +37,7 @@ class Report:
     status: "ok", "unknown_fields" (fields no fork has), "unknown_types" (layer types that are not supported), "error";
     the worst one wins, in that order. kind: "net" or "solver". unknown_types and unknown_fields: distinct names;
     `notes` has them with their places. layers, params, macs: of the net in this phase for the batch size of the file; 0
-    where shapes could not be worked out. data_shape: what a data layer was taken to deliver where the net does not say.
+    where shapes could not be worked out. data_shape: what a data layer was taken to deliver, where that mattered.
     nets: the nets that a solver names, where their files are there.
     """
 
@@ -158,8 +158,14 @@ def _net(file: str, doc: Any, state: dict[str, Any]) -> Report:
             if any(isinstance(x, UnknownLayer) for x in first):
                 break
         else:
-            return _judge(replace(report, data_shape=tuple(shape), **totals(graph)))
+            return _judge(replace(report, data_shape=_assumed(graph, tuple(shape)), **totals(graph)))
     return _judge(_sorted(report, first, doc))
+
+
+def _assumed(graph: Graph, shape: Shape) -> Shape | None:
+    """The shape if a data layer delivers just that."""
+    tops = (graph.shapes[n.outputs[0]] for n in graph.nodes if n.layer.source)
+    return shape if any(tuple(top[1:]) == shape for top in tops) else None
 
 
 def totals(graph: Graph) -> dict[str, int]:
@@ -287,8 +293,8 @@ def describe(report: Report) -> str:
         head = f"ok: {name}: {report.layers} layers, {report.params:,} parameters, {report.macs:,} MACs"
     else:
         head = f"{report.status.replace('_', ' ')}: {name}"
-    if report.data_shape not in (None, USUAL_SHAPES[0]):
-        head += f" (data taken as {'x'.join(map(str, report.data_shape or ()))} where the net does not say)"
+    if report.data_shape:
+        head += f" (for data of {'x'.join(map(str, report.data_shape))}, which the net does not say)"
     lines = [head, *(render(e) for e in (*report.errors, *report.notes))]
     lines += ["  " + line for net in report.nets for line in describe(net).splitlines()]
     return "\n".join(lines)

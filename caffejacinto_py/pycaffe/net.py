@@ -220,6 +220,16 @@ class Net:
                     self._blobs[_key(v)]._diff.put(diff)
         self._params_from_net()
 
+    def _show(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Let the blobs hold what a pass outside of this view left: tops by name; a split has what its bottom has."""
+        known = dict(values)
+        for node in self._graph.nodes:
+            for v in node.outputs:
+                if v.name not in known and node.inputs:
+                    known[v.name] = known[node.inputs[0].name]
+                if v.name in known:
+                    self._blobs[_key(v)]._data.put(known[v.name])
+
     def reshape(self) -> None:
         """Adapt all layers to the shapes that the input blobs were given."""
         given = {name: self.blobs[name].shape for name in self.inputs}
