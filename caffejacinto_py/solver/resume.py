@@ -56,6 +56,7 @@ class Resumable:
         log.info("Snapshotting to %s %s", kind, paths.model)
         state = SolverStateFile(self.iter, paths.model, self.current_step, self.rule.export())
         model = self.net.model(diffs=self.param.snapshot_diff)
+        model.dialect = self.dialect.name
         files.save(paths, model, state, self._extra(), hdf5=hdf5, diffs=self.param.snapshot_diff)
         log.info("Snapshotting solver state to %s %s", kind, paths.state)
         self.metrics.record("snapshot", self.iter, {"model": paths.model, "state": paths.state})

@@ -1,8 +1,8 @@
 """Snapshots: the weights and the solver state as C++ Caffe reads them, and beside them what a bit-exact resume needs.
 
 Three files of one iteration: `<prefix>_iter_N.caffemodel`, `.solverstate` (both with `.h5` in HDF5 format) and
-`.solverstate.extra`. Each appears whole or not at all, in this order; the last one holds the checksums of the other two, so
-that a mixture of two runs, a damaged file or an interrupted snapshot is recognised.
+`.solverstate.extra`. Each appears whole or not at all, in this order; the last one holds the checksums of the other
+two, so that a mixture of two runs, a damaged file or an interrupted snapshot is recognised.
 """
 
 from __future__ import annotations
@@ -58,15 +58,12 @@ def paths(prefix: str, iteration: int, *, hdf5: bool = False) -> Paths:
 def save(
     files: Paths, model: ModelFile, state: SolverStateFile, extra: Extra, *, hdf5: bool = False, diffs: bool = False
 ) -> None:
-    """Write the three files, weights first. Raises CaffeError (disk full, not writable); nothing is left half-written."""
+    """Write the three files, weights first. CaffeError when the disk refuses; nothing is left half-written."""
     form = "hdf5" if hdf5 else "binaryproto"
     write_model(files.model, model, format=form, diffs=diffs)
     write_state(files.state, state, format=form)
-    meta = {
-        **extra.meta,
-        "version": VERSION,
-        "files": {os.path.basename(p): checksum(p) for p in (files.model, files.state)},
-    }
+    sums = {os.path.basename(p): checksum(p) for p in (files.model, files.state)}
+    meta = {**extra.meta, "version": VERSION, "files": sums}
     arrays = {**extra.arrays, "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}
     with atomic_write(files.extra) as f:
         np.savez(f, **arrays)  # type: ignore[arg-type]
@@ -124,8 +121,8 @@ def find_model(state: str, learned_net: str) -> str:
 def find_latest(prefix: str) -> str | None:
     """The solverstate of the newest whole snapshot with this prefix; None when there is none.
 
-    Whole: weights, state and side file are there and agree. What is damaged is skipped with a warning. Where no snapshot
-    has a side file at all (C++ Caffe's own), the newest pair of weights and state that can be read.
+    Whole: weights, state and side file are there and agree. What is damaged is skipped with a warning. Where none
+    is left (C++ Caffe writes no side file): the newest pair of weights and state that can be read.
     """
     pattern = re.compile(re.escape(os.path.basename(prefix)) + r"_iter_(\d+)\.solverstate(\.h5)?$")
     found = []
