@@ -89,8 +89,8 @@ def encode_blob(
 ) -> list[bytes | memoryview]:
     """A BlobProto as pieces to be written one after the other; the array's own memory is one of them.
 
-    float64 becomes double_data, anything else float `data` (half and integers are converted), as C++ Caffe does. A scalar
-    (shape ()) has no shape field. legacy: num, channels, height, width instead of a shape (4 axes at most).
+    As C++ Caffe does: float64 becomes double_data, anything else float `data` (half and integers are converted); a
+    scalar (shape ()) has no shape field. legacy: num, channels, height, width instead of a shape (4 axes at most).
     raw: raw_data with its type, as NVCaffe stores float16.
     """
     fields: list[tuple[int, list[bytes | memoryview]]] = []

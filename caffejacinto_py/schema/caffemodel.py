@@ -83,16 +83,16 @@ def _parse(buf: Buffer, path: str) -> ModelFile:
         model.old = wire.string(1, model.name) + model.head + b"".join(old)
     model.dialect = _dialect(marks, numbers)
     for layer in model.layers:
-        if layer._stored is not None:
-            layer._stored = (layer._stored[0], model.dialect)
+        if layer.stored is not None:
+            layer.stored = (layer.stored[0], model.dialect)
     return model
 
 
 def _v2(buf: Buffer, start: int, end: int, marks: set[str]) -> LayerBlobs:
     found = _take_apart(buf, start, end, _NAMES_V2)
     entry = _entry(buf, found)
-    entry._stored = (b"".join(found.rest), None)
-    _mark(found, entry._stored[0], marks)
+    entry.stored = (b"".join(found.rest), None)
+    _mark(found, entry.stored[0], marks)
     return entry
 
 
@@ -100,7 +100,7 @@ def _v1(buf: Buffer, start: int, end: int, model: ModelFile) -> tuple[LayerBlobs
     """(layer, its message without blobs, whether it is V0)."""
     found = _take_apart(buf, start, end, _NAMES_V1)
     entry = _entry(buf, found)
-    entry._upgrade = partial(_upgraded, model, entry)
+    entry.upgrade = partial(_upgraded, model, entry)
     return entry, b"".join(found.rest), found.old
 
 

@@ -40,7 +40,7 @@ def read_hdf5_model(path: str) -> ModelFile:
 
 
 def write_hdf5_model(path: str | os.PathLike[str], model: ModelFile, *, diffs: bool = False) -> None:
-    """Write HDF5 weights, atomically: float32 (float64 stays). Shared blobs are left out, their diffs not, as in C++."""
+    """Write HDF5 weights, atomically: float32 (float64 stays). Shared blobs are left out, their diffs not (as C++)."""
     h5py = _h5py(os.fspath(path))
     with atomic_path(path) as temporary, _said(path), h5py.File(temporary, "w", libver="earliest") as file:
         data = file.create_group("data")

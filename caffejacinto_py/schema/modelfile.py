@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 
-from caffejacinto_py.errors import Loc, PrototxtError, WeightsError
+from caffejacinto_py.errors import InputError, Loc, WeightsError
 from caffejacinto_py.schema import wire
 from caffejacinto_py.schema.pool import pb
 from caffejacinto_py.schema.retag import from_schema, to_schema
@@ -48,35 +48,34 @@ class LayerBlobs:
         self.bottoms = list(bottoms)
         self.tops = list(tops)
         self.shared = frozenset(shared)
-        self._proto: Message | None = pb.LayerParameter.FromString(proto) if isinstance(proto, bytes) else proto
-        self._stored: tuple[bytes, str | None] | None = None  # as a fork wrote it, and which fork
-        self._upgrade: Callable[[], Any] | None = None  # V1 and V0: gives the upgraded message
+        self._proto: Any = pb.LayerParameter.FromString(proto) if isinstance(proto, bytes) else proto
+        # Set by the readers: the message without blobs as a fork wrote it, and which fork; how to get it for V1 and V0.
+        self.stored: tuple[bytes, str | None] | None = None
+        self.upgrade: Callable[[], Any] | None = None
 
     def __repr__(self) -> str:
         shapes = [None if b is None else b.shape for b in self.blobs]
         return f"LayerBlobs({self.name!r}, {self.type!r}, {shapes})"
 
     @property
-    def proto(self) -> Message:
+    def proto(self) -> Any:
         """The LayerParameter without blobs, in our schema, upgraded; parsed at the first use.
 
         Raises WeightsError where the stored fields are not a valid LayerParameter (the blobs can be used all the same).
         """
         if self._proto is None:
-            if self._upgrade is not None:
-                self._proto = self._upgrade()
-            elif self._stored is not None:
-                self._proto = _parse(
-                    pb.LayerParameter, to_schema(self._stored[0], self.type, self._stored[1]), self.name
-                )
+            if self.upgrade is not None:
+                self._proto = self.upgrade()
+            elif self.stored is not None:
+                self._proto = _parse(pb.LayerParameter, to_schema(self.stored[0], self.type, self.stored[1]), self.name)
             else:
                 self._proto = pb.LayerParameter(name=self.name, type=self.type, bottom=self.bottoms, top=self.tops)
         return self._proto
 
     def fields(self, dialect: str | None) -> bytes:
         """The LayerParameter without blobs in the numbers of `dialect`, in field order, as a file has it."""
-        if self._stored is not None and self._proto is None and self._stored[1] == dialect:
-            data = self._stored[0]  # untouched since it was read: byte for byte as it was
+        if self.stored is not None and self._proto is None and self.stored[1] == dialect:
+            data = self.stored[0]  # untouched since it was read: byte for byte as it was
         else:
             data = from_schema(self.proto.SerializeToString(deterministic=True), self.type, dialect)
         own = wire.string(1, self.name) + (wire.string(2, self.type) if self.type else b"")
@@ -122,7 +121,7 @@ class ModelFile:
                 self._upgraded = _parse(pb.NetParameter, self.old, self.path)
                 try:
                     upgrade_net(self._upgraded)
-                except PrototxtError as e:
+                except InputError as e:
                     raise WeightsError(f"the net inside cannot be upgraded: {e.text}", loc=Loc(self.path)) from None
             return self._upgraded
         kept = wire.fields(self.head, 0, len(self.head))
@@ -133,6 +132,13 @@ class ModelFile:
         net.name = self.name
         net.layer.extend(entry.proto for entry in self.layers)
         return net
+
+    def current_layers(self) -> list[LayerBlobs]:
+        """The layers that a net of today has: all, but for padding layers of V0 files."""
+        if not self.old:
+            return self.layers
+        names = {layer.name for layer in self.net().layer}
+        return [entry for entry in self.layers if entry.name in names]
 
     def upgraded_layer(self, name: str) -> Any:
         """The upgraded message of a V1 or V0 layer. Raises WeightsError where the upgrade removes it (padding)."""

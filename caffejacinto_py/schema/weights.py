@@ -64,11 +64,12 @@ def write_model(
         write_hdf5_model(path, model, diffs=diffs)
         return
     dialect = model.dialect if dialect is None else dialect
-    _check_size(path, sum(_about(layer, diffs) for layer in model.layers))
+    layers = model.current_layers()
+    _check_size(path, sum(_about(layer, diffs) for layer in layers))
     before, after = _head(model)
     with atomic_write(path) as f:
         written = f.write(before)
-        for layer in model.layers:
+        for layer in layers:
             pieces = _layer(layer, dialect=dialect, diffs=diffs, raw=raw)
             size = sum(map(len, pieces))
             written += f.write(wire.header(100, size)) + size
