@@ -64,13 +64,18 @@ class SoftmaxWithLoss(nn.Module):
         self.weights: Tensor | None
         # a buffer follows the module to its device; it is not part of any saved state
         self.register_buffer("weights", torch.tensor(weights) if weights else None, persistent=False)
+        bare = not smoothing and not weights and ignore is None and not with_prob
+        self.plain = bare and axis == 1 and normalization != "NONE"
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.plain and x.dim() == 2:  # the usual case, with as few calls as possible
+            target = label.long() if label.dim() == 1 else label.reshape(-1).long()
+            return self._nll(torch.log_softmax(x, 1), target, label).mean()
         shape = x.shape
         outer, classes = math.prod(shape[: self.axis]), shape[self.axis]
         inner = math.prod(shape[self.axis + 1 :])
         flat = (outer, classes) if inner == 1 else (outer, classes, inner)
-        logp = F.log_softmax(x.reshape(flat), 1)
+        logp = torch.log_softmax(x.reshape(flat), 1)
         target = label.detach().reshape(outer if inner == 1 else (outer, inner)).long()
         each = self._each(logp, target, label)
         if self.normalization == "VALID" and self.ignore is not None:
@@ -85,8 +90,6 @@ class SoftmaxWithLoss(nn.Module):
     def _each(self, logp: Tensor, target: Tensor, label: Tensor) -> Tensor:
         """Loss of every label; 0 for ignored ones."""
         each = self._nll(logp, target, label)
-        with torch.no_grad():  # the value is cut, the gradient goes on, as in Caffe
-            each.clamp_(max=LARGEST)
         if self.smoothing and self.training:
             rest = self.smoothing / (logp.shape[1] - 1)
             spread = logp.sum(1)
@@ -98,16 +101,20 @@ class SoftmaxWithLoss(nn.Module):
         return each
 
     def _nll(self, logp: Tensor, target: Tensor, label: Tensor) -> Tensor:
+        """-log(max(p, FLT_MIN)) of every label."""
         ignore = NOTHING if self.ignore is None else self.ignore
         if torch.compiler.is_compiling():
-            return F.nll_loss(logp, target, ignore_index=ignore, reduction="none")
-        try:  # on the CPU torch looks at every label anyway
-            return F.nll_loss(logp, target, ignore_index=ignore, reduction="none")
-        except IndexError:
-            error = wrong_label(label, logp.shape[1], self.ignore, self.where)
-            if error is None:
-                raise
-            raise error from None
+            each = F.nll_loss(logp, target, ignore_index=ignore, reduction="none")
+        else:
+            try:  # on the CPU torch looks at every label anyway
+                each = F.nll_loss(logp, target, ignore_index=ignore, reduction="none")
+            except IndexError:
+                error = wrong_label(label, logp.shape[1], self.ignore, self.where)
+                if error is None:
+                    raise
+                raise error from None
+        each.detach().clamp_(max=LARGEST)  # the value is cut, the gradient goes on, as in Caffe
+        return each
 
 
 class EuclideanLoss(nn.Module):
