@@ -37,7 +37,8 @@ type: $(STAMP) ## mypy
 
 bench: $(STAMP) ## speed against hand-written PyTorch; files and data; start-up
 	$(BIN)/python bench/train.py
-	$(BIN)/python bench/io.py
+	$(BIN)/python bench/files.py
+	$(BIN)/python bench/feeder.py
 	$(BIN)/python bench/startup.py
 
 docs: $(STAMP) ## write docs/layers.md from the layer registry

@@ -18,11 +18,12 @@ else:
 XAVIER, MSRA = filler("xavier"), filler("msra")
 IMAGENET = ("data/ilsvrc12_train_lmdb", "data/ilsvrc12_val_lmdb")
 CIFAR = ("data/cifar10_train_lmdb", "data/cifar10_test_lmdb")
+MNIST = ("data/mnist_train_lmdb", "data/mnist_test_lmdb")
 BGR_MEAN = [104, 117, 123]
 
 
-def lenet(net: Net, *, sources: tuple[str, str] = ("data/mnist_train_lmdb", "data/mnist_test_lmdb")) -> None:
-    x = net.data("mnist", (1, 28, 28), sources=sources, batch=(64, 100), deploy_batch=64, scale=0.00390625)
+def lenet(net: Net, *, sources: tuple[str, str] = MNIST, batch: tuple[int, int] = (64, 100)) -> None:
+    x = net.data("mnist", (1, 28, 28), sources=sources, batch=batch, deploy_batch=64, scale=0.00390625)
     fill: dict[str, Any] = {"weight": XAVIER, "specs": PLAIN}
     for i, out in ((1, 20), (2, 50)):
         x = net.conv(f"conv{i}", x, out, 5, **fill)
@@ -33,7 +34,7 @@ def lenet(net: Net, *, sources: tuple[str, str] = ("data/mnist_train_lmdb", "dat
 
 
 def lenet_digits(net: Net) -> None:
-    lenet(net, sources=("demo/digits_train_lmdb", "demo/digits_test_lmdb"))
+    lenet(net, sources=("demo/digits_train_lmdb", "demo/digits_test_lmdb"), batch=(64, 60))
 
 
 def _cifar10(net: Net, *, quick: bool) -> str:
