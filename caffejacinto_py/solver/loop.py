@@ -200,7 +200,7 @@ class Solver(Resumable):
         """Learning rate, momentum and weight decay of the coming update. Moves the multistep counter."""
         before = self.current_step
         self.current_step = lr.advance_step(self.param, self.iter, before)
-        if self.current_step != before:
+        if self.current_step != before and self.param.lr_policy == "multistep":
             log.info("MultiStep Status: Iteration %d, step = %d", self.iter, self.current_step)
         rate = lr.learning_rate(self.param, self.iter, step=self.current_step, dialect=self.dialect)
         sgd = self.param.type == rules.SGD.__name__

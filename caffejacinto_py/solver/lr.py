@@ -73,10 +73,13 @@ def _check(param: Any, field: str, known: dict[str, tuple[str, ...]], where: Whe
 
 
 def advance_step(param: Any, iteration: int, step: int) -> int:
-    """The multistep counter (`current_step` of a solverstate) for this iteration, given the one before.
+    """The counter `current_step` of a solverstate for this iteration, given the one before.
 
-    It moves by at most one per evaluation, as Caffe's does: equal stepvalues take effect on successive iterations.
+    "multistep": it moves by at most one per evaluation, as Caffe's does: equal stepvalues take effect on successive
+    iterations. "step": the number of steps done. Other policies leave it.
     """
+    if param.lr_policy == "step":
+        return iteration // param.stepsize
     if param.lr_policy == "multistep" and step < len(param.stepvalue) and iteration >= param.stepvalue[step]:
         return step + 1
     return step
