@@ -51,6 +51,9 @@ def _environment(path: str) -> _Environment:
         place = (os.getpid(), os.path.realpath(path))
         found = _OPEN.get(place)
         if found is None:
+            for (pid, real), inherited in list(_OPEN.items()):
+                if pid != place[0] and real == place[1]:
+                    inherited.env.close()  # a fork brought it here; this closes the copy of this process only
             found = _OPEN[place] = _Environment(path)
         return found
 
