@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from caffejacinto_py.errors import LayerError
 from tests.layers.harness import Arrays, Case, build, check_layer, layer_of
 
 Ints = tuple[int, ...]
+Index = tuple[Any, ...]
 
 
 def conv(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, s: Ints, p: Ints, d: Ints, group: int) -> np.ndarray:
@@ -25,8 +27,10 @@ def conv(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, s: Ints, p: Ints, d
         window = tuple(slice(place[i] * s[i], place[i] * s[i] + reach[i], d[i]) for i in range(n))
         for o in range(w.shape[0]):
             g = o // per_out
-            part = x[(slice(None), slice(g * per_in, (g + 1) * per_in), *window)]
-            y[(slice(None), o, *place)] = (part * w[o]).reshape(x.shape[0], -1).sum(1)
+            source: Index = (slice(None), slice(g * per_in, (g + 1) * per_in), *window)
+            part = x[source]
+            target: Index = (slice(None), o, *place)
+            y[target] = (part * w[o]).reshape(x.shape[0], -1).sum(1)
     return y if b is None else y + b.reshape(-1, *(1,) * n)
 
 
@@ -41,9 +45,12 @@ def deconv(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, s: Ints, p: Ints,
         )
         for c in range(x.shape[1]):
             g = c // per_in
-            value = x[(slice(None), c, *place)].reshape(-1, *(1,) * (n + 1))
-            y[(slice(None), slice(g * per_out, (g + 1) * per_out), *window)] += value * w[c]
-    y = y[(slice(None), slice(None), *(slice(q, f - q) for q, f in zip(p, full)))]
+            source: Index = (slice(None), c, *place)
+            value = x[source].reshape(-1, *(1,) * (n + 1))
+            target: Index = (slice(None), slice(g * per_out, (g + 1) * per_out), *window)
+            y[target] += value * w[c]
+    inner: Index = (slice(None), slice(None), *(slice(q, f - q) for q, f in zip(p, full, strict=True)))
+    y = y[inner]
     return y if b is None else y + b.reshape(-1, *(1,) * n)
 
 
@@ -166,8 +173,7 @@ def test_inputs_need_no_gradient() -> None:
 def test_refusals(text: str, field: str, words: str) -> None:
     layer = layer_of(f'type: "Convolution" convolution_param {{ {text} }}')
     with pytest.raises(LayerError) as e:
-        layer.shapes([(2, 6, 8, 8)])
-        layer.blobs([(2, 6, 8, 8)])
+        layer.blobs([(2, 6, 8, 8)])  # asks for the same geometry as shapes()
     assert e.value.field[:2] == ("convolution_param", field)
     assert words in f"{e.value.text} {e.value.hint}"
     assert "layer 'layer' (Convolution)" in e.value.text

@@ -87,7 +87,9 @@ CASES = {
 }
 CASES["mask"] = case("kernel_size: 3 stride: 2", X, "MAX", (3, 3), (2, 2), tops=2)
 CASES["mask_own_path"] = case("kernel_size: 3 stride: 2 pad: 2", X, "MAX", (3, 3), (2, 2), (2, 2), tops=2)
-CASES["mask_empty_windows"] = case("kernel_size: 1 stride: 3", (2, 2, 6, 7), "MAX", (1, 1), (3, 3), tops=2, gradient=False)
+CASES["mask_empty_windows"] = case(
+    "kernel_size: 1 stride: 3", (2, 2, 6, 7), "MAX", (1, 1), (3, 3), tops=2, gradient=False
+)
 
 
 @pytest.mark.parametrize("name", CASES)
