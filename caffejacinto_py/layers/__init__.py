@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from caffejacinto_py.layers import activation, conv, dropout, elementwise, linear, loss, metric, norm, pooling, shape, source
+from caffejacinto_py.layers import (
+    activation,
+    conv,
+    dropout,
+    elementwise,
+    linear,
+    loss,
+    metric,
+    norm,
+    pooling,
+    shape,
+    source,
+)
 
 __all__ = [
     "activation",
