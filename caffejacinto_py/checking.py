@@ -149,17 +149,31 @@ def kind_of(path: str) -> str:
 
 def _net(file: str, doc: Any, state: dict[str, Any]) -> Report:
     report = Report(file, "net", state["phase"], **_unknown_fields(doc))
-    first: tuple[CaffeError, ...] = ()
-    for shape in [state["data_shape"]] if state["data_shape"] else USUAL_SHAPES:
+    try:
+        graph, shape = fit(doc, **state)
+    except CaffeError as e:
+        return _judge(_sorted(report, _flat(e), doc))
+    return _judge(replace(report, data_shape=shape, **totals(graph)))
+
+
+def fit(doc: Any, *, data_shape: Shape | None = None, **state: Any) -> tuple[Graph, Shape | None]:
+    """The graph of a loaded net without opening its data, and the data shape that was assumed, if any had to be.
+
+    data_shape: None tries `USUAL_SHAPES`. state: phase, level, stages, dialect of `passes.prepare`. Raises what it
+    raises for the first shape.
+    """
+    first: CaffeError | None = None
+    for shape in [data_shape] if data_shape else USUAL_SHAPES:
         try:
-            graph = prepare(doc, probe=None, **{**state, "data_shape": tuple(shape)})
+            graph = prepare(doc, probe=None, data_shape=tuple(shape), **state)
         except CaffeError as e:
-            first = first or _flat(e)
-            if any(isinstance(x, UnknownLayer) for x in first):
+            first = first or e
+            if any(isinstance(x, UnknownLayer) for x in _flat(e)):
                 break
         else:
-            return _judge(replace(report, data_shape=_assumed(graph, tuple(shape)), **totals(graph)))
-    return _judge(_sorted(report, first, doc))
+            return graph, _assumed(graph, tuple(shape))
+    assert first is not None
+    raise first
 
 
 def _assumed(graph: Graph, shape: Shape) -> Shape | None:

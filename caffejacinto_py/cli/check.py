@@ -13,11 +13,7 @@ from caffejacinto_py.cli import options
 @click.argument("files", nargs=-1, required=True, type=options.FILE)
 @options.phases("both", default="both")
 @options.state
-@click.option(
-    "--data-shape",
-    type=options.DataShape(),
-    help="What data layers deliver where the net does not say. Default: a usual size that fits, 3,224,224 first.",
-)
+@options.data_shape
 @options.as_json
 def command(
     files: tuple[Path, ...],

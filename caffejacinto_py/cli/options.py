@@ -64,6 +64,16 @@ def threads(command: F) -> F:
     return click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.")(command)
 
 
+def workers(command: F) -> F:
+    text = "Threads that prepare data, per data layer."
+    return click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True, help=text)(command)
+
+
+def data_shape(command: F) -> F:
+    text = "What data layers deliver where the net does not say. Default: a usual size that fits, 3,224,224 first."
+    return click.option("--data-shape", type=DataShape(), help=text)(command)
+
+
 def log_level(command: F) -> F:
     levels = click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
     return click.option("--log-level", type=levels, default="info", show_default=True,

@@ -17,7 +17,7 @@ from caffejacinto_py.solver import lr
 
 
 class Solver:
-    """A solver of the type its prototxt names. Trains where `set_mode_cpu` / `set_mode_gpu` say, whatever its solver_mode.
+    """A solver of the type its prototxt names. Trains where `set_mode_cpu` / `set_mode_gpu` say, not its solver_mode.
 
     net, test_nets: live views. After `step` and `solve` the blobs of `net` hold the last pass.
     """

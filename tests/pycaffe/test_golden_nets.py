@@ -1,7 +1,11 @@
 """Whole real networks with formula weights: every blob and gradient sampled, as the C++ programs computed them.
 
-Tolerance of the vectors' own `compare`: 10 x the float32 noise that was measured, at least 2e-6 (blobs) or 5e-3
-(gradients).
+Tolerance: the vectors' own `compare`, 10 x the float32 noise that was measured, with these floors: - blobs 2e-6 (the
+vectors' own); scalars (losses) 1e-5, because Caffe adds up the losses of all pixels one after the other in
+  float32: of the 51,200 pixels of cityscapes5_jsegnet21v2 that sum gives the stored 2.1000123, in float64 it is
+  2.1000220;
+- changed BatchNorm statistics 5e-6: the two programs sum 10^5 squares in different order; - gradients 5e-3, or (as the
+vectors' README has it) nearly the same angle: one ReLU that flips moves a gradient by 1e-2.
 """
 
 from __future__ import annotations
@@ -64,7 +68,9 @@ def test_net(case: str) -> None:
         value = f.param(kind, number, i, shape, gain)
         net.params[layer][i].data[...] = value.reshape(net.params[layer][i].shape)
     seen = _forward(net, f.inputs(meta["inputs"]))
-    problems = {k: p for k, row in rows["blobs"].items() if (p := f.compare(row, seen[k]))}
+    problems = {
+        k: p for k, row in rows["blobs"].items() if (p := f.compare(row, seen[k], floor=2e-6 if row["shape"] else 1e-5))
+    }
     for name, want in whole.items():
         if want.shape != seen[name].shape:
             problems[name] = [f"whole output: shape {seen[name].shape}, expected {want.shape}"]
@@ -73,13 +79,21 @@ def test_net(case: str) -> None:
         net.backward()
         for key, row in rows["diffs"].items():
             layer, i = key.rsplit("/", 1)
-            if p := f.compare(row, net.params[layer][int(i)].diff, floor=5e-3):
+            diff = net.params[layer][int(i)].diff
+            p = f.compare(row, diff, floor=5e-3)
+            if p and (diff.shape != row["shape"] or angle(diff.reshape(-1)[row["index"]], row["value"]) > 1e-3):
                 problems[f"diff {key}"] = p
     for key, row in rows["after"].items():
         layer, i = key.rsplit("/", 1)
-        if p := f.compare(row, net.params[layer][int(i)].data):
+        if p := f.compare(row, net.params[layer][int(i)].data, floor=5e-6):
             problems[f"after {key}"] = p
     assert not problems, f"{len(problems)} rows differ: {dict(list(problems.items())[:5])}"
+
+
+def angle(a: np.ndarray, b: np.ndarray) -> float:
+    """1 - cosine of the angle between two vectors."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return 1 - float(a @ b) / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30)
 
 
 def _forward(net: caffe.Net, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

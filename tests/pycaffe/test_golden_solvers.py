@@ -61,7 +61,9 @@ def test_going_on_from_caffes_own_snapshot(case: Path) -> None:
     solver.restore("snap_iter_10.solverstate")
     assert solver.iter == 10
     compare(solver, load(case), 10)
-    solver._loop.feed.seek({"data": 10 * solver.param.iter_size})  # Caffe starts its data anew; the trajectory goes on
+    solver._loop.feed.rewind(
+        {"data": 10 * solver.param.iter_size}
+    )  # Caffe starts its data anew; the trajectory goes on
     solver.step(10)
     compare(solver, load(case), 20)
 

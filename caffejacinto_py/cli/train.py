@@ -1,0 +1,178 @@
+"""`caffejacinto train`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from caffejacinto_py.cli import options
+from caffejacinto_py.errors import UsageError
+
+if TYPE_CHECKING:
+    from caffejacinto_py.schema.text import Document
+    from caffejacinto_py.solver import Solver
+
+_EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
+
+
+@click.command()
+@click.option("--solver", required=True, type=options.FILE, help="The solver, text.")
+@click.option("--snapshot", help="Resume from this .solverstate; 'auto': from the newest whole one, if there is one.")
+@click.option("--weights", type=options.CommaList(), default=(), help="Weights to start from, comma-separated.")
+@click.option("--iterations", type=click.IntRange(min=1), help="Train to this iteration (replaces max_iter).")
+@options.gpu
+@options.state
+@click.option("--sigint-effect", type=_EFFECT, default="stop", show_default=True, help="What Ctrl-C does.")
+@click.option("--sighup-effect", type=_EFFECT, default="snapshot", show_default=True, help="What a hangup does.")
+@options.dialect
+@options.workers
+@options.threads
+@click.option("--on-nan", type=click.Choice(["stop", "warn"]), default="stop", show_default=True,
+              help="At a loss that is NaN or infinite.")  # fmt: skip
+@click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Change a solver field; repeatable.")
+@click.option("--metrics", type=options.FILE, help="Write a JSON line per event to this file.")
+@click.option("--dry-run", is_flag=True, help="Show the nets and the plan; touch no data, write nothing.")
+@options.log_level
+@options.as_json
+def command(solver: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
+    """Train a net as its solver says, from scratch, from a snapshot or from weights.
+
+    Snapshots and --weights exclude each other, except that --snapshot auto falls back to --weights where there is no
+    snapshot yet. Exit code 130 when Ctrl-C stopped the training (after its snapshot).
+
+    JSON: {"iter", "max_iter", "stopped", "loss" (smoothed, or null), "tests": [{"net", output: mean}], "model", "state"
+    (last snapshot, or null), "seconds"}. With --dry-run: {"solver": fields, "nets": as `summary` gives them}.
+    """
+    from caffejacinto_py.cli.running import prepare_run
+    from caffejacinto_py.schema.edit import set_field
+    from caffejacinto_py.schema.upgrade import load_solver
+
+    log = prepare_run(given)
+    doc = load_solver(solver)
+    set_field(doc.message, *given["assignments"])
+    if given["iterations"]:
+        doc.message.max_iter = given["iterations"]
+    if dry_run:
+        return _plan(doc, given, as_json)
+    resume, weights = _start(doc.message, given, log)
+    return _train(doc, resume, weights, given, as_json, log)
+
+
+def _start(param: Any, given: dict[str, Any], log: Any) -> tuple[str | None, tuple[str, ...]]:
+    """(solverstate to resume from, weights to load)."""
+    from caffejacinto_py.solver import find_latest
+
+    snapshot, weights = given["snapshot"], given["weights"]
+    if snapshot == "auto":
+        found = find_latest(param.snapshot_prefix)
+        if found is None:
+            log.info("No snapshot '%s_iter_*' yet: starting anew.", param.snapshot_prefix)
+            return None, weights
+        return found, ()
+    if snapshot and weights:
+        hint = "a snapshot holds the weights it goes on with"
+        raise UsageError("give --snapshot to resume or --weights to fine-tune, not both", hint=hint)
+    return snapshot, weights
+
+
+def _train(
+    doc: Document, resume: str | None, weights: tuple[str, ...], given: dict[str, Any], as_json: bool, log: Any
+) -> int:
+    from caffejacinto_py.cli import devices
+    from caffejacinto_py.cli.running import Remember
+    from caffejacinto_py.solver import Solver
+
+    mode = type(doc.message).SolverMode.Name(doc.message.solver_mode)
+    device = devices.pick(given["gpu"], solver_mode=mode, log=log)
+    log.info("Use %s.", "CPU" if device == "cpu" else device)
+    run = Solver(
+        doc,
+        device=device,
+        dialect=given["dialect"],
+        weights=weights,
+        level=given["level"] or None,
+        stages=given["stage"],
+        workers=given["workers"],
+        on_nan=given["on_nan"],
+        sigint=given["sigint_effect"],
+        sighup=given["sighup_effect"],
+    )
+
+    run.metrics = seen = Remember(given["metrics"])
+    started = time.perf_counter()
+    run.solve(resume)
+    if as_json:
+        options.print_json(
+            {
+                "iter": run.iter,
+                "max_iter": run.param.max_iter,
+                "stopped": run.stopped,
+                "loss": _loss(run),
+                "tests": list(seen.tests.values()),
+                "model": seen.snapshot.get("model"),
+                "state": seen.snapshot.get("state"),
+                "seconds": time.perf_counter() - started,
+            }
+        )
+    return 130 if run.stopped else 0
+
+
+def _loss(run: Solver) -> float | None:
+    return float(run.losses.smoothed()) if run.losses.values() else None
+
+
+def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
+    """`--dry-run`: check the solver, show its nets and what it would do."""
+    from google.protobuf.json_format import MessageToDict
+
+    from caffejacinto_py.checking import fit
+    from caffejacinto_py.cli.summary import describe, render
+    from caffejacinto_py.schema.dialect import resolve_dialect
+    from caffejacinto_py.solver import nets, settings
+
+    param = doc.message
+
+    def where(*path: str | int) -> Any:
+        return doc.locs.find(path)
+
+    files = nets.NetFiles(where)
+    train = nets.train_source(param, where, files, level=given["level"] or None, stages=given["stage"])
+    dialect = resolve_dialect(train.doc.message, param, given["dialect"])
+    settings.check(param, where, dialect)
+    sources = [(train, "TRAIN"), *((t, "TEST") for t in nets.test_sources(param, where, files))]
+    found = []
+    for source, phase in sources:
+        graph, shape = fit(source.doc, phase=phase, level=source.level, stages=source.stages, dialect=dialect)
+        found.append({**describe(graph), "data_shape": shape})
+    if as_json:
+        fields = MessageToDict(param, preserving_proto_field_name=True)
+        options.print_json({"solver": fields, "dialect": dialect.name, "nets": found})
+        return 0
+    for net in found:
+        click.echo(render(net))
+        if net["data_shape"]:
+            click.echo(
+                f"Data is taken as {'x'.join(map(str, net['data_shape']))} here; it is opened when training starts."
+            )
+        click.echo()
+    click.echo("\n".join(_lines(param, dialect.name)))
+    return 0
+
+
+def _lines(param: Any, dialect: str) -> list[str]:
+    """What the solver would do, in words."""
+    lines = [
+        f"{param.type} with lr_policy {param.lr_policy}, base_lr {param.base_lr:g}, momentum {param.momentum:g}, "
+        f"weight_decay {param.weight_decay:g} ({param.regularization_type}), dialect {dialect}",
+        f"{param.max_iter} iterations of {param.iter_size} pass{'es' * (param.iter_size > 1)}",
+    ]
+    if param.test_iter and param.test_interval:
+        lines.append(f"tests every {param.test_interval} iterations: {', '.join(map(str, param.test_iter))} batches")
+    if param.snapshot:
+        lines.append(f"snapshots every {param.snapshot} iterations: {param.snapshot_prefix}_iter_*")
+    if param.snapshot_after_train:
+        lines.append(f"a snapshot after the last iteration: {param.snapshot_prefix}_iter_{param.max_iter}")
+    return lines
