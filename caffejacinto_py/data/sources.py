@@ -132,7 +132,7 @@ class Database:
         """The values of these records; they point into the file and live as long as the `with` block."""
         environment = self._environment()
         keys = environment.keys()
-        wanted = [keys[i] for i in ordinals]
+        wanted = [keys[i] for i in np.asarray(ordinals).tolist()]  # plain ints: numpy's are slow as an index
         try:
             with environment.env.begin(buffers=True) as txn:
                 get = txn.get

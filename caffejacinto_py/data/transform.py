@@ -14,6 +14,7 @@ from caffejacinto_py.schema.dialect import BVLC, Dialect
 
 Shape = tuple[int, ...]
 _DRAWS = 8  # random numbers an image gets: mirror, crop y, crop x, and five for RandomResize
+_CACHED = 64 << 10  # bytes: larger images are finished one by one, while they are in the cache
 _SSD = ("resize_param", "noise_param", "distort_param", "expand_param")
 
 
@@ -80,23 +81,32 @@ class Transform:
         decoded: they come from a decoder, not from raw records (where the mean file is read differs, see the class).
         """
         flips = draws[:, 0] < 0.5 if self.mirror else np.zeros(len(draws), bool)
-        if self.crop is None and isinstance(images, np.ndarray):
+        large = out[0].nbytes > _CACHED
+        if self.crop is None and isinstance(images, np.ndarray) and not large:
             mean = self._mean(images.shape[1:], 0, 0, decoded)
             if mean is None:
                 out[...] = images
             else:
                 np.subtract(images, mean, out=out)
-            if flips.any():
-                out[flips] = out[flips][..., ::-1]
         else:
             for i, image in enumerate(images):
-                self._one(image, draws[i], bool(flips[i]), out[i], decoded)
+                self._crop(image, draws[i], out[i], decoded)
+                if large:
+                    self._finish(out[i : i + 1], flips[i : i + 1])
+        if not large:
+            self._finish(out, flips)
+
+    def _finish(self, out: np.ndarray, flips: np.ndarray) -> None:
+        """Mean values, scale and mirror of N,C,h,w in place."""
         if self.mean_values:
             out -= np.array(self.mean_values, np.float32)[:, None, None]
         if self.scale != 1:
             out *= np.float32(self.scale)
+        for i in np.flatnonzero(flips).tolist():
+            _flip(out[i])
 
-    def _one(self, image: np.ndarray, draw: np.ndarray, flip: bool, out: np.ndarray, decoded: bool) -> None:
+    def _crop(self, image: np.ndarray, draw: np.ndarray, out: np.ndarray, decoded: bool) -> None:
+        """The crop of one image, less the mean file."""
         height, width = image.shape[1:]
         y = x = 0
         if self.crop:
@@ -107,11 +117,10 @@ class Transform:
                 y, x = rows // 2, columns // 2
             image = image[:, y : y + self.crop[0], x : x + self.crop[1]]
         mean = self._mean((image.shape[0], height, width), y, x, decoded)
-        step = -1 if flip else 1
         if mean is None:
-            out[...] = image[:, :, ::step]
+            out[...] = image
         else:
-            np.subtract(image[:, :, ::step], mean[:, :, ::step], out=out)
+            np.subtract(image, mean, out=out)
 
     def _mean(self, full: Shape, y: int, x: int, decoded: bool) -> np.ndarray | None:
         """The part of the mean file that lies under the crop at (y, x) of an image of shape `full`."""
@@ -161,6 +170,14 @@ def from_param(param: Any, *, phase: str, dialect: Dialect = BVLC) -> Transform:
         color=True if param.force_color else False if param.force_gray else None,
         random_resize=RandomResize.from_param(param),
     )
+
+
+def _flip(image: np.ndarray) -> None:
+    """Reverse the columns of a contiguous C,H,W float32 array in place (OpenCV: five times faster than numpy)."""
+    import cv2
+
+    rows = image.reshape(-1, image.shape[2])
+    cv2.flip(rows, 1, rows)
 
 
 def _read_mean(path: str) -> np.ndarray:

@@ -167,3 +167,15 @@ def test_random_resize_interpolates_as_told() -> None:
     out = resize.apply(image, np.zeros(5), None)
     np.testing.assert_array_equal(out, cv2.resize(image, (out.shape[1], 4), interpolation=cv2.INTER_AREA))
     assert RandomResize.from_param(param("")) is None
+
+
+@pytest.mark.parametrize("crop", [None, (90, 101)])
+def test_large_images_agree_with_the_reference(crop: tuple[int, int] | None) -> None:
+    """They are finished one by one."""
+    t = Transform(crop=crop, mirror=True, mean_values=(1.0, 2.0, 3.0), scale=0.3)
+    batch = images(3, height=96, width=107)
+    draws = t.draws(3, np.random.default_rng(4))
+    draws[:2, 0] = 0.2, 0.8  # one flipped, one not
+    out = np.empty((3, *t.shape((3, 96, 107))), np.float32)
+    t.apply(batch, draws, out)
+    np.testing.assert_allclose(out[:2], [reference(t, x, d) for x, d in zip(batch[:2], draws)], rtol=2e-6, atol=2e-5)
