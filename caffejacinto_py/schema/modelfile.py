@@ -165,6 +165,21 @@ def shapes_match(file_shape: Sequence[int], legacy: bool, target_shape: Sequence
 
 def _parse(kind: Any, data: bytes, name: str) -> Any:
     try:
-        return kind.FromString(data)
-    except DecodeError as e:
+        message = kind.FromString(data)
+        _check_texts(message)
+    except (DecodeError, UnicodeDecodeError) as e:
         raise WeightsError(f"the stored fields of '{name}' are not valid: {e}") from None
+    return message
+
+
+def _check_texts(message: Message) -> None:
+    """Refuse text that is not UTF-8: protobuf does not when parsing, and hands out bytes or fails at access."""
+    for descriptor, value in message.ListFields():
+        items: Any = (value,) if isinstance(value, (Message, str, bytes)) else value
+        if descriptor.message_type is not None:
+            for inner in items:
+                _check_texts(inner)
+        elif descriptor.type == descriptor.TYPE_STRING:
+            for item in items:
+                if isinstance(item, bytes):
+                    item.decode()

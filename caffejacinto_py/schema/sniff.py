@@ -39,16 +39,16 @@ def seems_by_magic(buf: Buffer) -> tuple[str, str | None] | None:
     for magic, what, hint in _MAGIC:
         if head.startswith(magic):
             return what, hint
-    if re.match(rb"\s*<(!doctype|html|\?xml|head|script)", head, re.IGNORECASE):
-        return "a web page (a download that failed)", "download the file itself, not the page about it"
     if not head.strip(b"\0"):
         return "nothing but zero bytes", "the copy or download was interrupted"
     return None
 
 
 def seems_text(buf: Buffer) -> tuple[str, str | None] | None:
-    """(what, hint) when the file is text: call it after binary parsing failed."""
+    """(what, hint) when the file is text: ask only after binary parsing failed, a net's name can look like anything."""
     head = bytes(buf[:4096])
+    if re.match(rb"\s*<(!doctype|html|\?xml|head|script)", head, re.IGNORECASE):
+        return "a web page (a download that failed)", "download the file itself, not the page about it"
     try:
         content = head.decode()
     except UnicodeDecodeError as e:

@@ -123,5 +123,5 @@ def test_both_parsers_agree(record: bytes) -> None:
     for name in ("channels", "height", "width", "label", "encoded", "record_id"):
         assert getattr(mine, name) == getattr(want, name)
     assert bytes(mine.data) == bytes(want.data)
-    floats = [np.empty(0, "f") if x.float_data is None else x.float_data for x in (mine, want)]
-    assert np.array_equal(*floats, equal_nan=True)
+    mine_floats, want_floats = (np.empty(0, "f") if x.float_data is None else x.float_data for x in (mine, want))
+    assert np.array_equal(mine_floats, want_floats, equal_nan=True)

@@ -237,6 +237,14 @@ def test_what_is_not_a_caffemodel(data: bytes, text: str, tmp_path: Path) -> Non
     assert e.value.exit_code == 3
 
 
+def test_a_net_may_have_any_name(tmp_path: Path) -> None:
+    """Name and length byte of this one look like the start of a web page."""
+    name = "html" + "x" * 56
+    write_model(tmp_path / "a", ModelFile(name, [LayerBlobs("l", "ReLU")]))
+    assert (tmp_path / "a").read_bytes().startswith(b"\n<html")
+    assert read_model(tmp_path / "a").name == name
+
+
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     write_model(tmp_path / "whole", _model())
     data = (tmp_path / "whole").read_bytes()

@@ -105,3 +105,13 @@ def test_an_old_net_that_cannot_be_upgraded_still_gives_its_weights(tmp_path: Pa
     assert model.layers[0].blobs[0].size == 6
     with pytest.raises(WeightsError, match="cannot be upgraded"):
         model.net()
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    """The weights load; the message says what is wrong when it is asked for."""
+    data = wire.block(2, wire.block(4, b"a\x90") + wire.uint(5, 18) + wire.block(2, b"\x90"))
+    layer = read_model(saved(tmp_path / "a", data)).layers[0]
+    assert (layer.name, layer.bottoms) == ("a\\x90", ["\\x90"])
+    for broken in (data, wire.block(100, wire.block(1, b"a") + wire.block(3, b"\x90"))):
+        with pytest.raises(WeightsError, match="not valid"):
+            _ = read_model(saved(tmp_path / "a", broken)).layers[0].proto
