@@ -103,7 +103,9 @@ CASES = {
     "deconv_pad_beyond_kernel": case(D, "num_output: 2 kernel_size: 1 pad: 1", X, (1, 1), (1, 1), (1, 1)),
     "deconv_h_w": case(D, "num_output: 2 kernel_h: 1 kernel_w: 3 stride_h: 1 stride_w: 2", X, (1, 2), (0, 0), (1, 1)),
     "deconv_one_axis": case(D, "num_output: 2 kernel_size: 3 stride: 2", (2, 3, 5), (2,), (0,), (1,)),
-    "deconv_three_axes": case(D, "num_output: 2 kernel_size: 2 stride: 2", (1, 2, 2, 3, 2), (2,) * 3, (0,) * 3, (1,) * 3),
+    "deconv_three_axes": case(
+        D, "num_output: 2 kernel_size: 2 stride: 2", (1, 2, 2, 3, 2), (2,) * 3, (0,) * 3, (1,) * 3
+    ),
     "deconv_axis_2": case(D, "num_output: 2 kernel_size: 2 axis: 2", (2, 2, 3, 3, 3), (1, 1), (0, 0), (1, 1), lead=2),
 }  # fmt: skip
 
@@ -173,7 +175,7 @@ def test_inputs_need_no_gradient() -> None:
 def test_refusals(text: str, field: str, words: str) -> None:
     layer = layer_of(f'type: "Convolution" convolution_param {{ {text} }}')
     with pytest.raises(LayerError) as e:
-        layer.blobs([(2, 6, 8, 8)])  # asks for the same geometry as shapes()
+        [layer.shapes([(2, 6, 8, 8)]), layer.blobs([(2, 6, 8, 8)])]
     assert e.value.field[:2] == ("convolution_param", field)
     assert words in f"{e.value.text} {e.value.hint}"
     assert "layer 'layer' (Convolution)" in e.value.text
