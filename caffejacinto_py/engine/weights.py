@@ -57,7 +57,9 @@ def _match(
     params = net.params[entry.name]
     targets = [tuple(p.shape) for p in params]
     try:
-        arrays = layer.adapt(list(entry.blobs), targets)
+        # None: the file leaves the blob to the layer that owns it (HDF5)
+        whole = all(b is not None for b in entry.blobs)
+        arrays = layer.adapt(list(entry.blobs), targets) if whole else list(entry.blobs)
     except LayerError as e:
         raise WeightsError(f"{model.path}: {e.text}", hint=e.hint) from e
     hint = "rename the layer in the prototxt to train it from scratch, or use weights of the same net"
@@ -68,6 +70,8 @@ def _match(
         report.warnings.append(text + ": the common ones are copied")
     found = []
     for i, (param, array) in enumerate(zip(params, arrays, strict=False)):
+        if array is None:
+            continue
         legacy = i < len(entry.legacy) and entry.legacy[i]
         if not shapes_match(array.shape, legacy, targets[i]):
             text = f"{model.path}: layer '{entry.name}', blob {i}: shape {array.shape} in the file, "
@@ -86,6 +90,7 @@ def model(net: Net, *, diffs: bool = False) -> ModelFile:
     """The net's layers and blobs, copied to C-contiguous arrays. A shared blob appears in each of its layers, as in
     Caffe."""
     entries = []
+    borrowed = {user for p in net.graph.params for user in p.users[1:]}
     for node in net.graph.nodes:
         params = net.params.get(node.name, [])
         entries.append(
@@ -97,6 +102,7 @@ def model(net: Net, *, diffs: bool = False) -> ModelFile:
                 proto=node.proto,
                 bottoms=[v.name for v in node.inputs],
                 tops=[v.name for v in node.outputs if v.name != "(automatic)"],
+                shared=[i for i in range(len(params)) if (node.name, i) in borrowed],
             )
         )
     return ModelFile(name=net.graph.name, layers=entries)

@@ -158,3 +158,17 @@ def test_blobs_in_the_prototxt_replace_fillers():
     message.layer[5].blobs[0].data[:] = np.full(480, 0.25)
     n = Net(prepare(message, phase="TRAIN"), seed=1)
     assert torch.equal(n.params["ip"][0], torch.full((5, 96), 0.25))
+
+
+def test_shared_blobs_survive_binaryproto_and_hdf5(tmp_path):
+    twin = """layer { name: 'ip2' type: 'InnerProduct' bottom: 'pool' top: 'ip2' param { name: 'w' } param { name: 'b' }
+        inner_product_param { num_output: 5 weight_filler { type: 'xavier' } } }"""
+    text = TEXT.replace("inner_product_param {", "param { name: 'w' } param { name: 'b' } inner_product_param {") + twin
+    a = net(text)
+    assert a.params["ip2"][0] is a.params["ip"][0] and len(a.learnable) == 4
+    for format in ("binaryproto", "hdf5"):
+        path = tmp_path / f"a.{format}"
+        write_model(path, a.model(), format=format)
+        b = Net(a.graph, seed=2)
+        b.load(read_model(path))
+        assert torch.equal(b.params["ip2"][0], a.params["ip"][0])
