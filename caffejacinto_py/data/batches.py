@@ -154,7 +154,7 @@ class ImageBatches:
             image = self.transform.resized(self.image(int(ordinal)), draws[i]).transpose(2, 0, 1)
             crop = self.transform.crop
             if image.shape != want and not (crop and image.shape[1] >= crop[0] and image.shape[2] >= crop[1]):
-                where, first = self.images.where(int(ordinal)), self.images.where(int(self.order.skip))
+                where, first = self.images.where(int(ordinal)), self.images.where(0)
                 error = _size_error(where, image.shape, want, first, self.transform)
                 error.hint = error.hint if crop else "set image_data_param { new_height new_width }, or a crop_size"
                 raise error

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from caffejacinto_py.data.batches import Batches
@@ -96,6 +97,7 @@ def serve() -> None:
     reply = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get into the replies
     requests = sys.stdin.buffer
+    cv2.setNumThreads(1)  # the workers are the parallelism
     batches, descriptor, size = pickle.loads(_receive(requests))
     shared = mmap.mmap(descriptor, size)
     os.close(descriptor)

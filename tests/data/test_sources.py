@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,12 +34,29 @@ def test_database_in_key_order(tmp_path: Path) -> None:
         assert [bytes(v) for v in values] == [b"value b", b"value a10", b"value b"]
 
 
-def test_database_is_readable_while_a_writer_has_it_and_without_permission_to_lock(tmp_path: Path) -> None:
+def test_database_is_readable_while_another_program_writes_to_it(tmp_path: Path) -> None:
     raw_lmdb(tmp_path / "db", 3)
-    os.chmod(tmp_path / "db" / "lock.mdb", 0o400)
+    code = (
+        "import lmdb, sys\n"
+        "with lmdb.open(sys.argv[1]).begin(write=True) as txn:\n"
+        "    txn.put(b'z', b'new'); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "db")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout
+        writer.stdout.readline()
+        assert len(Database(str(tmp_path / "db"))) == 3
+        writer.communicate()
+    assert len(Database(str(tmp_path / "db"))) == 4
+
+
+def test_database_is_readable_without_a_lock_file(tmp_path: Path) -> None:
+    raw_lmdb(tmp_path / "db", 3)
+    (tmp_path / "db" / "lock.mdb").unlink()
     os.chmod(tmp_path / "db", 0o500)
     try:
         assert len(Database(str(tmp_path / "db"))) == 3
+        assert os.listdir(tmp_path / "db") == ["data.mdb"]
     finally:
         os.chmod(tmp_path / "db", 0o700)
 
@@ -260,8 +278,6 @@ def test_bad_hdf5(tmp_path: Path) -> None:
 
 
 def test_the_data_room_does_not_load_torch(tmp_path: Path) -> None:
-    import subprocess
-
     encoded_lmdb(tmp_path / "db", 2)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
