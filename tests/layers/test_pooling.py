@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caffejacinto_py.errors import LayerError
+from caffejacinto_py.layers.modules import pooling
 from tests.layers.harness import Arrays, Case, build, check_layer, layer_of
 
 LOWEST = -float(np.finfo(np.float32).max)
@@ -141,6 +143,20 @@ def _gradient(x: np.ndarray, seed: np.ndarray, method: str, k: Pair, s: Pair, p:
                 if mask[0, c, i, j] >= 0:
                     grad[0, c].reshape(-1)[int(mask[0, c, i, j])] += seed[0, c, i, j]
     return grad
+
+
+@pytest.mark.parametrize("piece", [1, 1500, 1 << 18])
+@pytest.mark.parametrize("method", ["MAX", "AVE"])
+def test_pieces_of_the_batch(piece: int, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCHW on a CPU is pooled piece by piece in channels_last."""
+    monkeypatch.setattr(pooling, "_PIECE", piece)
+    x = torch.randn(5, 8, 9, 10, dtype=torch.float64, requires_grad=True)
+    (y,) = build(f'type: "Pooling" pooling_param {{ pool: {method} kernel_size: 3 stride: 2 pad: 1 }}', [x.shape])(x)
+    plain = F.max_pool2d(x, 3, 2, 1, 1, True) if method == "MAX" else F.avg_pool2d(x, 3, 2, 1, True)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, plain)
+    seed = torch.randn_like(y)
+    torch.testing.assert_close(*(torch.autograd.grad(t, x, seed)[0] for t in (y, plain)))
 
 
 @pytest.mark.parametrize("channels", [2, 16])

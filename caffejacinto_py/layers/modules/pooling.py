@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 Pair = tuple[int, int]
 LOWEST = -3.4028234663852886e38  # -FLT_MAX: what Caffe's MAX gives for an empty window
+_PIECE = 1 << 18  # numbers per piece where the batch is worked on in pieces
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class MaxPool(nn.Module):
             return y, index.to(x.dtype)
         if not self.plain:
             return F.max_pool2d(w.padded(x, LOWEST), w.kernel, w.stride)
-        if _by_channel(x) and not torch.compiler.is_compiling():
-            return _MaxByChannel.apply(x, w.kernel, w.stride, w.pad, self.ceil)
+        if _by_channel(x):
+            return _MaxByChannel.apply(x, w, self.ceil)
         return F.max_pool2d(x, w.kernel, w.stride, w.pad, 1, self.ceil)
 
     def with_index(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,6 +128,8 @@ class AveragePool(nn.Module):
         if self.whole and x.is_contiguous():
             return x.mean((2, 3), keepdim=True)  # in channels_last avg_pool2d is the faster one
         if self.plain:
+            if _by_channel(x):
+                return _AverageByChannel.apply(x, w, self.ceil)
             return F.avg_pool2d(x, w.kernel, w.stride, w.pad, self.ceil, True)
         total = F.avg_pool2d(w.padded(x, 0.0), w.kernel, w.stride, divisor_override=1)
         return total / self.divisor.to(x.dtype)
@@ -165,26 +168,72 @@ class StochasticPool(nn.Module):
 
 
 def _by_channel(x: Tensor) -> bool:
-    """Whether to go through channels_last: torch's NCHW kernel on a CPU is scalar, the other one is vectorised."""
-    return x.device.type == "cpu" and x.shape[1] >= 8 and x.is_contiguous() and x.shape[2] * x.shape[3] > 1
+    """Whether to go through channels_last: torch's NCHW kernels on a CPU are scalar, the others are vectorised."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return x.shape[1] >= 8 and x.shape[2] * x.shape[3] > 1 and x.is_contiguous()
+
+
+def _pieces(shape: torch.Size) -> list[slice]:
+    """Slices of the batch whose channels_last copies stay in the cache."""
+    n = shape[0]
+    images = max(1, _PIECE * n // max(1, shape.numel()))
+    return [slice(i, min(n, i + images)) for i in range(0, n, images)]
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 class _MaxByChannel(torch.autograd.Function):
-    """max_pool2d of an NCHW tensor: forward in channels_last, backward (a cheap scatter) in NCHW."""
+    """max_pool2d of an NCHW tensor: forward in channels_last pieces, backward (a cheap scatter) in NCHW."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Pair, stride: Pair, pad: Pair, ceil: bool) -> Tensor:
-        last = x.contiguous(memory_format=torch.channels_last)
-        y, index = F.max_pool2d_with_indices(last, kernel, stride, pad, (1, 1), ceil)
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(x, index.contiguous())
-            ctx.windows = kernel, stride, pad, ceil
-        return y.contiguous()
+    def forward(ctx: Any, x: Tensor, windows: Windows, ceil: bool) -> Tensor:
+        w = windows
+        y = x.new_empty((*x.shape[:2], *w.out))
+        index = torch.empty_like(y, dtype=torch.int64) if ctx.needs_input_grad[0] else None
+        for piece in _pieces(x.shape):
+            values, places = F.max_pool2d_with_indices(_last(x[piece]), w.kernel, w.stride, w.pad, (1, 1), ceil)
+            y[piece] = values
+            if index is not None:
+                index[piece] = places
+        if index is not None:
+            ctx.save_for_backward(index)
+            ctx.rest = x.shape, w, ceil
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, index = ctx.saved_tensors
-        kernel, stride, pad, ceil = ctx.windows
+        (index,) = ctx.saved_tensors
+        shape, w, ceil = ctx.rest
         backward = torch.ops.aten.max_pool2d_with_indices_backward
-        return backward(grad.contiguous(), x, kernel, stride, pad, [1, 1], ceil, index), None, None, None, None
+        x = grad.new_empty(shape)  # only its shape is asked for
+        return backward(grad.contiguous(), x, w.kernel, w.stride, w.pad, [1, 1], ceil, index), None, None
+
+
+class _AverageByChannel(torch.autograd.Function):
+    """avg_pool2d of an NCHW tensor in channels_last pieces."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, windows: Windows, ceil: bool) -> Tensor:
+        w = windows
+        ctx.rest = x.shape, w, ceil
+        y = x.new_empty((*x.shape[:2], *w.out))
+        for piece in _pieces(x.shape):
+            y[piece] = F.avg_pool2d(_last(x[piece]), w.kernel, w.stride, w.pad, ceil, True)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        shape, w, ceil = ctx.rest
+        dx = grad.new_empty(shape)
+        backward = torch.ops.aten.avg_pool2d_backward
+        for piece in _pieces(shape):
+            x = torch.empty_like(
+                dx[piece], memory_format=torch.channels_last
+            )  # only its shape and layout are asked for
+            dx[piece] = backward(_last(grad[piece]), x, w.kernel, w.stride, w.pad, ceil, True, None)
+        return dx, None, None
