@@ -67,15 +67,16 @@ class _Line:
 
     def put(self, k: int, made: list[np.ndarray] | Exception) -> None:
         with self.changed:
-            self.ready[k] = made
+            if not self.stopped:
+                self.ready[k] = made
             self.changed.notify_all()
 
     def take(self) -> list[np.ndarray]:
         with self.changed:
-            while self.taken not in self.ready:
-                if self.stopped:
-                    raise UsageError("next() on a feeder that is closed")
+            while not self.stopped and self.taken not in self.ready:
                 self.changed.wait()
+            if self.stopped:  # even if a worker has just finished the batch
+                raise UsageError("next() on a feeder that is closed")
             made = self.ready[self.taken]
             if isinstance(made, Exception):
                 raise made  # and stay here: asked again, fail again
@@ -94,12 +95,11 @@ class _Line:
 class ParallelFeeder:
     """Worker threads, each making whole batches; `depth` batches at most are ahead of the solver.
 
-    A worker is a thread that calls `make`, or a thread that waits for its own worker process (`process=True`): numpy,
-    OpenCV and LMDB release the interpreter lock while they work: of about 0.55 ms of a 256x256 JPEG (crop 224) 0.4
-    are decoding, of 2.3 us of a raw 28x28 record most is Python, but one core makes 400,000 of them a second. So one
-    thread is the default. Processes copy each batch once more and take a second to start; they pay where several
-    cores decode and the solver's own Python is busy. An error inside a worker is raised by the `next()` that would
-    have delivered that batch.
+    A worker is a thread that calls `make`, or a thread that waits for its own worker process (`process=True`). One
+    thread is the default: numpy, OpenCV and LMDB release the interpreter lock while they work (of 0.55 ms CPU for a
+    256x256 JPEG cropped to 224, 0.4 are decoding), and raw 28x28 records, which are mostly Python, take 2.3 us each.
+    Processes take a second to start and copy each batch once more; on two busy cores they were not faster in either case
+    (bench/feeder.py). An error inside a worker is raised by the `next()` that would have delivered that batch.
     """
 
     def __init__(
