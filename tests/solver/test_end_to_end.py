@@ -1,8 +1,9 @@
 """Training on real images against C++ Caffe's losses. Tolerances: the README beside the reference runs.
 
 The layout is nchw, whose sums run in the order of Caffe's. With channels_last the LeNet run equals its own float64 run
-to 1e-8 for 30 iterations, and just for that departs from Caffe's at iteration 3: there one activation of relu1 is so near to
-zero that exact and float32 arithmetic see another sign. Both are right; the test of channels_last says how far it goes.
+to 1e-8 for 30 iterations, and just for that departs from Caffe's at iteration 3: there one activation of relu1 is so
+near to zero that exact and float32 arithmetic see another sign. Both are right; the test of channels_last says how far
+it goes.
 """
 
 from __future__ import annotations
