@@ -98,7 +98,7 @@ class ParallelFeeder:
     A worker is a thread that calls `make`, or a thread that waits for its own worker process (`process=True`). One
     thread is the default: numpy, OpenCV and LMDB release the interpreter lock while they work (of 0.55 ms CPU for a
     256x256 JPEG cropped to 224, 0.4 are decoding), and raw 28x28 records, which are mostly Python, take 2.3 us each.
-    Processes take a second to start and copy each batch once more; on two busy cores they were not faster in either case
+    Processes take a second to start and copy each batch once more; on two busy cores no clear gain was measured
     (bench/feeder.py). An error inside a worker is raised by the `next()` that would have delivered that batch.
     """
 
