@@ -12,6 +12,7 @@ from caffejacinto_py.layers import (
     metric,
     norm,
     pooling,
+    recurrent,
     shape,
     source,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "metric",
     "norm",
     "pooling",
+    "recurrent",
     "shape",
     "source",
 ]
