@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ORDER_COUNT = 2  # NVCaffe: so many first passes overwrite the running statistics instead of averaging
+_OVERWRITES = 2  # NVCaffe: so many first passes overwrite the running statistics instead of averaging
 
 
 class BatchNorm(nn.Module):
@@ -111,7 +111,7 @@ class BatchNormAverage(BatchNorm):
         return self.mean, self.variance
 
     def accumulate(self, mean: Tensor, unbiased: Tensor, count: int) -> None:
-        weight = torch.where(self.passes < _ORDER_COUNT, 1.0, 1 - self.fraction).to(mean.dtype)
+        weight = torch.where(self.passes < _OVERWRITES, 1.0, 1 - self.fraction).to(mean.dtype)
         self.mean.lerp_(mean, weight)
         self.variance.lerp_(unbiased * ((count - 1) / count) + self.eps, weight)
         self.passes.add_(1)
