@@ -252,6 +252,11 @@ def _sgd(
     dampening: float = 0.0,
     nesterov: bool = False,
 ) -> None:
+    if not momentum:  # the kernel refuses a history then: v = r g', w -= v
+        torch._foreach_mul_(regularised(group, grads, decay, scale), 1.0 - dampening)
+        torch._foreach_copy_(group.history[0], grads)
+        torch._foreach_sub_(group.params, grads)
+        return
     torch._fused_sgd_(
         group.params,
         grads,
