@@ -41,7 +41,8 @@ bench: $(STAMP) ## speed against hand-written PyTorch; files and data; start-up
 	$(BIN)/python bench/feeder.py
 	$(BIN)/python bench/startup.py
 
-docs: $(STAMP) ## write docs/layers.md from the layer registry
+docs: $(STAMP) ## write docs/cli.md from the commands and docs/layers.md from the layer registry
+	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/build.py
 
 proto: $(STAMP) ## compile proto/caffe.proto into the package

@@ -182,7 +182,7 @@ def _assumed(graph: Graph, shape: Shape) -> Shape | None:
     return shape if any(tuple(top[1:]) == shape for top in tops) else None
 
 
-def totals(graph: Graph) -> dict[str, int]:
+def totals(graph: Graph) -> dict[str, Any]:
     """Number of layers, of learnable values (shared ones once), and multiply-accumulates of a shaped graph."""
     return {
         "layers": len(graph.nodes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +40,11 @@ class DataShape(click.ParamType):
 
 
 def phases(*more: str, default: str) -> Callable[[F], F]:
-    return click.option("--phase", type=click.Choice(["TRAIN", "TEST", *more], case_sensitive=False), default=default,
-                        show_default=True, help="Phase of the net.")  # fmt: skip
+    names = ["TRAIN", "TEST", *more]
+    kind = click.Choice(names, case_sensitive=False)
+    return click.option(
+        "--phase", type=kind, metavar="|".join(names), default=default, show_default=True, help="Phase of the net."
+    )
 
 
 def state(command: F) -> F:
@@ -99,7 +102,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def table(rows: list[tuple[str, ...]], right: str) -> str:
+def table(rows: Sequence[tuple[str, ...]], right: str) -> str:
     """Rows as aligned columns; `right` has "r" for each column that is aligned to the right, "l" else."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(right))]
     lines = []

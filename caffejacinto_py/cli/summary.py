@@ -61,7 +61,7 @@ def describe(graph: Graph) -> dict[str, Any]:
     own: dict[str, int] = {}
     for p in graph.params:
         own[p.node] = own.get(p.node, 0) + prod(p.shape)
-    layers = []
+    layers: list[dict[str, Any]] = []
     for n in graph.nodes:
         ins, outs = [graph.shapes[v] for v in n.inputs], [graph.shapes[v] for v in n.outputs]
         layers.append(
@@ -75,7 +75,7 @@ def describe(graph: Graph) -> dict[str, Any]:
                 "macs": 0 if n.layer.source else n.layer.macs(ins, outs),
             }
         )
-    totals = {key: sum(layer[key] for layer in layers) for key in ("params", "macs")}
+    totals = {key: sum(int(layer[key]) for layer in layers) for key in ("params", "macs")}
     return {"name": graph.name, "phase": graph.phase, "layers": layers, **totals}
 
 

@@ -75,9 +75,7 @@ def _one_round(net: Net, batch: Mapping[str, Tensor]) -> list[tuple[float, float
     for i, step in reversed(list(enumerate(net.plan.steps))):
         if i not in tape:
             continue
-        weights = zip(step.node.outputs, step.node.loss_weights, strict=True)
-        tops = tuple(diffs.pop(v, None) if not w else torch.full_like(values[v], w) for v, w in weights)
-        seeds = [torch.zeros_like(values[v]) if d is None else d for v, d in zip(step.node.outputs, tops, strict=True)]
+        seeds = [_seed(values[v], w, diffs.pop(v, None)) for v, w in zip(step.node.outputs, step.node.loss_weights)]
         start = _now(net.device)
         found = tape.backward(i, net.params.get(step.node.name, []), seeds)
         times[i][1] = _now(net.device) - start
@@ -85,6 +83,13 @@ def _one_round(net: Net, batch: Mapping[str, Tensor]) -> list[tuple[float, float
             if diff is not None:
                 diffs[v] = diffs[v] + diff if v in diffs else diff
     return [(forward, backward) for forward, backward in times]
+
+
+def _seed(top: Tensor, weight: float, diff: Tensor | None) -> Tensor:
+    """The gradient of a top: its loss weight, what its readers found, or zero."""
+    if weight:
+        return torch.full_like(top, weight)
+    return torch.zeros_like(top) if diff is None else diff
 
 
 def _now(device: torch.device) -> float:

@@ -111,14 +111,6 @@ class Blob:
         self._data = data
         self._diff = diff
 
-    @classmethod
-    def of_shape(cls, shape: Sequence[int], diff: float = 0.0) -> Blob:
-        return cls(Memory(shape), Memory(shape, diff))
-
-    @classmethod
-    def of_param(cls, param: torch.nn.Parameter) -> Blob:
-        return cls(ParamMemory(param, grad=False), ParamMemory(param, grad=True))
-
     def __repr__(self) -> str:
         return f"Blob{self.shape}"
 
@@ -156,3 +148,23 @@ class Blob:
         if shape != self.shape:
             self._diff.reshape(shape)
             self._data.reshape(shape)
+
+
+class Top(Blob):
+    """A blob that a layer makes. diff: what its gradient is before the first backward (a loss weight)."""
+
+    _data: Memory
+    _diff: Memory
+
+    def __init__(self, shape: Sequence[int], diff: float = 0.0) -> None:
+        super().__init__(Memory(shape), Memory(shape, diff))
+
+
+class ParamBlob(Blob):
+    """A learnable blob."""
+
+    _data: ParamMemory
+    _diff: ParamMemory
+
+    def __init__(self, param: torch.nn.Parameter) -> None:
+        super().__init__(ParamMemory(param, grad=False), ParamMemory(param, grad=True))

@@ -15,7 +15,7 @@ from caffejacinto_py.engine.net import Net as Engine
 from caffejacinto_py.errors import UsageError, near
 from caffejacinto_py.ir.graph import Graph, Node, Value
 from caffejacinto_py.passes import backward, finish, prepare, shapes, splits
-from caffejacinto_py.pycaffe.blob import Blob, ParamMemory
+from caffejacinto_py.pycaffe.blob import ParamBlob, ParamMemory, Top
 from caffejacinto_py.pycaffe.mode import MODE, phase_name
 from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import read_model, write_model
@@ -26,7 +26,7 @@ class LayerView(NamedTuple):
     """An entry of `net.layers`."""
 
     type: str
-    blobs: list[Blob]
+    blobs: list[ParamBlob]
 
 
 class Net:
@@ -63,7 +63,7 @@ class Net:
         return self
 
     def _open(self, graph: Graph, feed: Feed | None, *, share: Engine | None) -> None:
-        self._blobs: dict[Value | str, Blob] = {}
+        self._blobs: dict[Value | str, Top] = {}
         self._build(graph, share=share)
         self._feed = feed or Feed(self._net, seed=MODE.seed or 0)
 
@@ -78,21 +78,21 @@ class Net:
         self._tape = Tape()
         self._place_blobs()
         old = {id(b._data.param): b for blobs in getattr(self, "params", {}).values() for b in blobs}
-        made: dict[int, Blob] = {}
+        made: dict[int, ParamBlob] = {}
         self.params = OrderedDict(
-            (name, [made.setdefault(id(p), old.get(id(p)) or Blob.of_param(p)) for p in params])
+            (name, [made.setdefault(id(p), old.get(id(p)) or ParamBlob(p)) for p in params])
             for name, params in self._net.params.items()
         )
 
     def _place_blobs(self) -> None:
         """A Blob for every name (versions of an in-place chain share one), with the loss weight in its diff."""
-        named: OrderedDict[str, Blob] = OrderedDict()
+        named: OrderedDict[str, Top] = OrderedDict()
         for node in self._graph.nodes:
             for v, weight in zip(node.outputs, node.loss_weights, strict=True):
                 shape = self._graph.shapes[v]
                 key = _key(v)
                 if key not in self._blobs:
-                    self._blobs[key] = Blob.of_shape(shape, weight)
+                    self._blobs[key] = Top(shape, weight)
                 self._blobs[key].reshape(*shape)
                 named[v.name] = self._blobs[key]
         self.blobs = named
@@ -254,7 +254,7 @@ class Net:
         except ValueError:
             raise UsageError(f"the net has no layer '{layer}'", hint=near(layer, self._layer_names)) from None
 
-    def _blob(self, name: str) -> Blob:
+    def _blob(self, name: str) -> Top:
         if name not in self.blobs:
             raise UsageError(f"the net has no blob '{name}'", hint=near(name, self.blobs))
         return self.blobs[name]
@@ -269,7 +269,7 @@ class Net:
 
     # --- parameters --------------------------------------------------------------------------------------------------
     def _memories(self) -> list[ParamMemory]:
-        return [m for blobs in self.params.values() for b in blobs for m in (b._data, b._diff)]  # type: ignore[misc]
+        return [m for blobs in self.params.values() for b in blobs for m in (b._data, b._diff)]
 
     def _params_to_net(self) -> None:
         for m in self._memories():
@@ -320,10 +320,11 @@ def _arguments(args: tuple[Any, ...], phase: Any, level: Any, stages: Any, weigh
     """Positional arguments of both of Caffe's signatures."""
     if len(args) == 2 and isinstance(args[0], (str, os.PathLike)):
         weights, phase = args
+    elif len(args) > 4:
+        raise UsageError(f"Net takes a prototxt, phase, level, stages, weights: not {len(args) + 1} values")
     elif args:
-        phase, level, stages, weights, *rest = (*args, *(None, level, stages, weights)[len(args) :])
-        if rest:
-            raise UsageError(f"Net takes a prototxt, phase, level, stages, weights: not {len(args) + 1} values")
+        rest = (phase, level, stages, weights)[len(args) :]
+        phase, level, stages, weights = (*args, *rest)
     if phase is None:
         raise UsageError("Net needs a phase: caffe.TRAIN or caffe.TEST")
     if isinstance(stages, str):
