@@ -1,4 +1,4 @@
-"""The 39 layer types of V1 nets: enum name to type string (bvlc util/upgrade_proto.cpp)."""
+"""Layer types of V1 nets: enum name to type string (bvlc util/upgrade_proto.cpp; the last ones from other repositories)."""
 
 from __future__ import annotations
 
@@ -43,4 +43,9 @@ V1_TYPES: dict[str, str] = {
     "TANH": "TanH",
     "THRESHOLD": "Threshold",
     "WINDOW_DATA": "WindowData",
+    "BN": "BN",  # DeconvNet, SegNet
+    "CONVOLUTION3D": "Convolution3D",  # C3D
+    "INTERP": "Interp",  # DeepLab
+    "POOLING3D": "Pooling3D",  # C3D
+    "UPSAMPLE": "Upsample",  # SegNet
 }

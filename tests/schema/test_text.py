@@ -60,7 +60,7 @@ layer { name: "c" convolution_param { pad: [ 1, # one
 ERRORS = {
     'layers {\n type: "Input" }': (2, 'no value "Input"', "string types belong to 'layer {', not 'layers {'"),
     "layer {\n type: DATA }": (2, "is a string but DATA has no quotes", 'type: "Data"'),
-    'layer {\n name: "p" pooling_param { ceil_mode: false } }': (2, "has no field 'ceil_mode'", "round_mode"),
+    'layer {\n name: "p" pooling_param { rounding: "floor" } }': (2, "has no field 'rounding'", "round_mode"),
     "layer { pooling_param {\n kernal_size: 2 } }": (2, "'pooling_param' has no field", "'kernel_size'"),
     "layer {\n kernel_size: 2 }": (
         2,
@@ -154,14 +154,14 @@ def test_enum_values_by_number() -> None:
 
 def test_collect_drops_unknown_fields_and_lists_them() -> None:
     text = """layer { name: "a" foo { bar: "}" baz: 3 } type: "X"
-  pooling_param { ceil_mode: true pool: AVE ceil_mode: false } }
+  pooling_param { rounding: 1 pool: AVE rounding: 2 } }
 x: [1, 2] y: 3
 layer { name: "b" }"""
     doc = parse(text, "NetParameter", file="f", unknown="collect")
     assert [path for path, _ in doc.unknown] == [
         "layer[0].foo",
-        "layer[0].pooling_param.ceil_mode[0]",
-        "layer[0].pooling_param.ceil_mode[1]",
+        "layer[0].pooling_param.rounding[0]",
+        "layer[0].pooling_param.rounding[1]",
         "x",
         "y",
     ]
