@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 from caffejacinto_py.layers.base import Blob, Layer, Shape
 from caffejacinto_py.layers.fillers import filled_blob
@@ -111,6 +112,24 @@ class BatchNorm(Layer):
         scale, shift = (filled_blob(self, channels, name).filler for name in ("scale_filler", "bias_filler"))
         scale = scale if self.param.HasField("scale_filler") else one
         return [*stats, Blob(channels, scale, 1.0, 1.0), Blob(channels, shift, 1.0, 1.0)]
+
+    def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
+        """Other forks' blobs: DIGITS' order {scale, shift, mean, variance, 1}, 4-axis shapes, BVLC's sums in an NV net."""
+        ema = self.context.dialect.batch_norm_ema
+        if len(blobs) == 5 and blobs[2].size != 1 and blobs[4].size == 1:
+            blobs = [blobs[2], blobs[3], blobs[4], blobs[0], blobs[1]]
+        if len(blobs) == 5 and not ema:
+            raise self.fail(
+                "the file has NVCaffe's five blobs, with scale and shift, but the net's dialect is "
+                f"{self.context.dialect.name}, whose BatchNorm has three",
+                hint="give scale_bias: true in batch_norm_param, or choose --dialect nvcaffe or jacinto",
+            )
+        fits = [b.size == prod(t) for b, t in zip(blobs, targets, strict=False)]
+        blobs = [b.reshape(t) if ok else b for b, t, ok in zip(blobs, targets, fits, strict=False)] + blobs[len(fits) :]
+        factor = float(blobs[2].reshape(-1)[0]) if len(blobs) > 2 and blobs[2].size else 1.0
+        if ema and factor not in (0.0, 1.0):  # BVLC divides at use, NVCaffe never looks at the factor
+            blobs = [blobs[0] / factor, blobs[1] / factor, blobs[2] / factor, *blobs[3:]]
+        return blobs
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import norm as m
