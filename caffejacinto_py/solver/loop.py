@@ -24,6 +24,7 @@ from caffejacinto_py.solver.metrics import Metrics
 from caffejacinto_py.solver.progress import Clock, Losses
 from caffejacinto_py.solver.resume import Resumable
 from caffejacinto_py.solver.signals import Signals
+from caffejacinto_py.solver.snapshot import remove_leftovers
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 20  # iterations between looks at the loss on a GPU, where each look waits for the device
@@ -129,6 +130,8 @@ class Solver(Resumable):
         param, began = self.param, time.perf_counter()
         if param.snapshot_after_train:
             self.check_snapshots()
+        if param.snapshot_prefix:
+            remove_leftovers(param.snapshot_prefix)
         log.info("Solving %s", self.net.graph.name)
         log.info("Learning Rate Policy: %s", param.lr_policy)
         self.stopped = False
@@ -165,6 +168,7 @@ class Solver(Resumable):
             self.clock.count(self.feed.batch * param.iter_size)
             request = self.signals.poll()
             if self._snapshot_due(self.iter) or request == "snapshot":
+                self._look(True)
                 self.snapshot()
             if request == "stop":
                 self.stopped = True
@@ -276,6 +280,8 @@ class Solver(Resumable):
             return
         iteration, value = bad
         text = f"iteration {iteration}: the loss is {value}"
+        if iteration < self.iter - 1:
+            text += f" (noticed at iteration {self.iter}, the weights have been updated since)"
         if self.on_nan == "warn":
             log.warning("%s; training goes on", text)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -15,12 +16,13 @@ class Losses:
 
     def __init__(self, window: int) -> None:
         self._window: deque[float | Tensor] = deque(maxlen=window)
-        self._unseen: list[tuple[int, Tensor]] = []
+        self._unseen: list[tuple[int, float | Tensor]] = []
 
     def add(self, iteration: int, loss: Tensor) -> None:
-        """loss: a detached scalar, of any device."""
-        self._window.append(loss)
-        self._unseen.append((iteration, loss))
+        """loss: a detached scalar. Of a CPU it is read at once, which costs nothing; of a GPU when somebody asks."""
+        value = loss.item() if loss.device.type == "cpu" else loss
+        self._window.append(value)
+        self._unseen.append((iteration, value))
 
     def reset(self, values: Iterable[float] = ()) -> None:
         self._window.clear()
@@ -28,9 +30,7 @@ class Losses:
 
     def values(self) -> list[float]:
         """The window, oldest first. Waits for the device."""
-        known = [v for v in self._window if isinstance(v, float)]
-        fresh = [v for v in self._window if not isinstance(v, float)]
-        values = known + (torch.stack(fresh).tolist() if fresh else [])
+        values = _read(self._window)
         self.reset(values)
         return values
 
@@ -41,16 +41,19 @@ class Losses:
 
     def first_bad(self) -> tuple[int, float] | None:
         """(iteration, loss) of the first loss since the last call that is NaN or infinite. Waits for the device."""
-        if not self._unseen:
-            return None
-        values = torch.stack([loss for _, loss in self._unseen])
-        bad = (~torch.isfinite(values)).nonzero()
-        found = None
-        if len(bad):
-            k = int(bad[0])
-            found = self._unseen[k][0], float(values[k])
-        self._unseen.clear()
-        return found
+        unseen, self._unseen = self._unseen, []
+        for (iteration, _), value in zip(unseen, _read([v for _, v in unseen])):
+            if not math.isfinite(value):
+                return iteration, value
+        return None
+
+
+def _read(losses: Iterable[float | Tensor]) -> list[float]:
+    """All as numbers, with one wait for the device."""
+    losses = list(losses)
+    fresh = [v for v in losses if isinstance(v, Tensor)]
+    known = iter(torch.stack(fresh).tolist() if fresh else [])
+    return [next(known) if isinstance(v, Tensor) else v for v in losses]
 
 
 class Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from caffejacinto_py.errors import CaffeError, WeightsError
 from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.state import read_state
 from caffejacinto_py.solver import find_latest
-from tests.solver.helpers import assert_equal, make_solver, params
+from tests.solver.helpers import assert_equal, make_files, make_solver, params
 
 FULL = """
 iter_size: 2
@@ -201,3 +202,37 @@ def test_read_back(tmp_path: Path) -> None:
     solver.step(4)
     state = read_state(tmp_path / "snap_iter_4.solverstate")
     assert (state.iter, state.current_step) == (4, 1)
+
+
+@pytest.mark.parametrize("write", [1, 2, 3], ids=["weights", "state", "side file"])
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: int) -> None:
+    """A disk that fills up during a snapshot: a clear error, the snapshot before it is whole, nothing half-written."""
+    solver = make_solver(tmp_path, "snapshot: 2")
+    solver.step(3)
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        if os.path.isfile(f"/proc/self/fd/{handle}"):
+            calls.append(handle)
+            if len(calls) == write:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CaffeError, match="No space left") as error:
+        solver.step(1)
+    assert "free" in str(error.value.hint)
+    assert find_latest(str(tmp_path / "snap")) == str(tmp_path / "snap_iter_2.solverstate")
+    assert not list(tmp_path.glob(".*"))
+    assert not (tmp_path / "snap_iter_4.solverstate.extra").exists()
+
+
+def test_leftovers_of_killed_snapshots_go(tmp_path: Path) -> None:
+    make_files(tmp_path)
+    mine = tmp_path / ".snap_iter_4.caffemodel.0123456789ab.tmp"
+    others = [tmp_path / ".other_iter_4.caffemodel.0123456789ab.tmp", tmp_path / "snap_iter_4.caffemodel.tmp"]
+    for path in (mine, *others):
+        path.write_bytes(b"half")
+    make_solver(tmp_path, "max_iter: 1").solve()
+    assert not mine.exists()
+    assert all(path.exists() for path in others)
