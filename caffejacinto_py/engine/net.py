@@ -5,7 +5,7 @@ It knows nothing of data, solvers or files; weights go in and out as `ModelFile`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -166,7 +166,7 @@ class Net(nn.Module):
         return weights.model(self, diffs=diffs)
 
 
-def _call(step: Step, module: nn.Module, args: list[Any]) -> Sequence[Tensor]:
+def _call(step: Step, module: nn.Module, args: list[Any]) -> tuple[Tensor, ...]:
     if step.backward:
         for i in step.cut:
             if args[i].requires_grad:

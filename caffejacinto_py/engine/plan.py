@@ -41,7 +41,8 @@ def plan(graph: Graph) -> Plan:
     slot: dict[Value, int] = {}
     spare: list[int] = []
     count = 0
-    feeds, steps = [], []
+    feeds: list[tuple[str, int]] = []
+    steps: list[Step] = []
     for node in (n for n in graph.nodes if n.layer.source):
         for v in node.outputs:
             slot[v] = count

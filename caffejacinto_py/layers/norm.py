@@ -114,7 +114,7 @@ class BatchNorm(Layer):
         return [*stats, Blob(channels, scale, 1.0, 1.0), Blob(channels, shift, 1.0, 1.0)]
 
     def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
-        """Other forks' blobs: DIGITS' order {scale, shift, mean, variance, 1}, 4-axis shapes, BVLC's sums in an NV net."""
+        """DIGITS' order {scale, shift, mean, variance, 1}, 4-axis shapes, BVLC's sums in an NV net."""
         ema = self.context.dialect.batch_norm_ema
         if len(blobs) == 5 and blobs[2].size != 1 and blobs[4].size == 1:
             blobs = [blobs[2], blobs[3], blobs[4], blobs[0], blobs[1]]

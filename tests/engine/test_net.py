@@ -72,7 +72,8 @@ def test_test_net_shares_parameters_by_reference():
     with torch.no_grad():
         train.params["ip"][1].fill_(7)
     assert test.params["ip"][1][0] == 7
-    assert not test.training and train.training
+    assert not test.training
+    assert train.training
 
 
 def test_learnable_is_in_caffes_order_with_multipliers():
@@ -83,7 +84,8 @@ def test_learnable_is_in_caffes_order_with_multipliers():
 def test_frozen_blobs_get_no_gradient():
     n = net(TEXT.replace("param { lr_mult: 1 }", "param { lr_mult: 0 }"))
     n(batch()).loss.backward()
-    assert n.params["conv"][0].grad is None and n.params["conv"][1].grad is not None
+    assert n.params["conv"][0].grad is None
+    assert n.params["conv"][1].grad is not None
 
 
 def test_run_goes_layer_by_layer_and_from_the_middle():
@@ -96,7 +98,7 @@ def test_run_goes_layer_by_layer_and_from_the_middle():
     blobs["pool"] = torch.zeros_like(blobs["pool"])
     assert [node.name for node, _ in n.run(blobs, start="ip")] == ["ip", "loss"]
     assert torch.equal(blobs["ip"], n.params["ip"][1].expand(4, 5))
-    with pytest.raises(UsageError, match="no layer 'ipp'.*did you mean 'ip'"):
+    with pytest.raises(UsageError, match=r"no layer 'ipp'.*did you mean 'ip'"):
         list(n.run(blobs, start="ipp"))
 
 
@@ -116,14 +118,15 @@ def test_works_under_torch_compile():
     torch.testing.assert_close(torch.compile(n)(batch()).loss, n(batch()).loss)
 
 
-# --- weights -----------------------------------------------------------------------------------------------------------
+# --- weights -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("layout", ["nchw", "channels_last"])
 def test_weights_round_trip_bit_for_bit(tmp_path, layout):
     a = net(layout=layout)
     write_model(tmp_path / "a.caffemodel", a.model())
     b = Net(a.graph, seed=2, layout="nchw")
     report = b.load(read_model(tmp_path / "a.caffemodel"))
-    assert sorted(report.loaded) == ["conv", "ip"] and not report.untouched
+    assert sorted(report.loaded) == ["conv", "ip"]
+    assert not report.untouched
     for p, q in zip(a.learnable, b.learnable, strict=True):
         assert torch.equal(p.param, q.param)
 
@@ -165,7 +168,8 @@ def test_shared_blobs_survive_binaryproto_and_hdf5(tmp_path):
         inner_product_param { num_output: 5 weight_filler { type: 'xavier' } } }"""
     text = TEXT.replace("inner_product_param {", "param { name: 'w' } param { name: 'b' } inner_product_param {") + twin
     a = net(text)
-    assert a.params["ip2"][0] is a.params["ip"][0] and len(a.learnable) == 4
+    assert a.params["ip2"][0] is a.params["ip"][0]
+    assert len(a.learnable) == 4
     for format in ("binaryproto", "hdf5"):
         path = tmp_path / f"a.{format}"
         write_model(path, a.model(), format=format)

@@ -75,7 +75,8 @@ def test_in_place_layers_make_versions_and_outputs_are_alphabetical():
         layer { name: 'in' type: 'In' top: 'z' top: 'a' top: 'x' }
         layer { name: 'r' type: 'ReLU' bottom: 'x' top: 'x' }
         layer { name: 'c' type: 'C' bottom: 'x' top: 'y' }""")
-    assert g.nodes[1].inputs == (Value("x", 0),) and g.nodes[1].outputs == (Value("x", 1),)
+    assert g.nodes[1].inputs == (Value("x", 0),)
+    assert g.nodes[1].outputs == (Value("x", 1),)
     assert g.nodes[2].inputs == (Value("x", 1),)
     assert [v.name for v in g.outputs] == ["a", "y", "z"]
 
@@ -119,5 +120,7 @@ def test_a_net_without_layers_says_why():
 
 
 def test_emit_keeps_what_filtering_left():
-    g = graph("layer { name: 'a' type: 'In' top: 'x' include { phase: TRAIN } } layer { name: 'b' include { phase: TEST } }")
+    g = graph(
+        "layer { name: 'a' type: 'In' top: 'x' include { phase: TRAIN } } layer { name: 'b' include { phase: TEST } }"
+    )
     assert [(m.name, list(m.top), list(m.include)) for m in emit(g).layer] == [("a", ["x"], [])]

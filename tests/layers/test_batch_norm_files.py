@@ -26,12 +26,15 @@ def batch_norm(dialect: str, scale_bias: bool = False):
 def test_bvlc_sums_are_divided_in_an_nv_net():
     layer = batch_norm("nvcaffe")
     mean, var, factor = layer.adapt([MEAN * 4, VAR * 4, ONE * 4], THREE)
-    assert np.array_equal(mean, MEAN) and np.array_equal(var, VAR) and factor == 1
+    assert np.array_equal(mean, MEAN)
+    assert np.array_equal(var, VAR)
+    assert factor == 1
 
 
 def test_bvlc_nets_keep_the_factor():
     blobs = batch_norm("bvlc").adapt([MEAN * 4, VAR * 4, ONE * 4], THREE)
-    assert np.array_equal(blobs[0], MEAN * 4) and blobs[2] == 4
+    assert np.array_equal(blobs[0], MEAN * 4)
+    assert blobs[2] == 4
 
 
 def test_an_untrained_factor_is_left_alone():
@@ -47,6 +50,6 @@ def test_digits_order_and_four_axis_shapes_are_recognized():
 
 
 def test_five_blobs_do_not_fit_a_bvlc_net():
-    with pytest.raises(LayerError, match="five blobs.*dialect is bvlc") as caught:
+    with pytest.raises(LayerError, match=r"five blobs.*dialect is bvlc") as caught:
         batch_norm("bvlc").adapt([MEAN, VAR, ONE, SCALE, SHIFT], THREE)
     assert "--dialect" in caught.value.hint

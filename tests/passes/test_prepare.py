@@ -64,13 +64,14 @@ def test_reshape_follows_the_inputs():
 
 
 def test_a_label_takes_the_shape_its_consumer_expects():
-    source = """layer { name: 'd' type: 'HDF5Data' top: 'data' top: 'target' hdf5_data_param { source: 'x' batch_size: 6 } }
+    source = """layer { name: 'd' type: 'HDF5Data' top: 'data' top: 'target'
+            hdf5_data_param { source: 'x' batch_size: 6 } }
         layer { name: 'l' type: 'EuclideanLoss' bottom: 'data' bottom: 'target' top: 'l' }"""
     g = graph(source, data_shape=(3, 4, 5))
     assert g.shapes[Value("target")] == g.shapes[Value("data")] == (6, 3, 4, 5)
 
 
-# --- params ------------------------------------------------------------------------------------------------------------
+# --- params ------------------------------------------------------------------------------------------------------
 def shared(a: str, b: str, second: str = "data2") -> tuple[str, ...]:
     other = "layer { name: 'in2' type: 'Input' top: 'data2' input_param { shape { dim: 2 dim: 3 dim: 8 dim: 8 } } }"
     return (
@@ -84,14 +85,15 @@ def shared(a: str, b: str, second: str = "data2") -> tuple[str, ...]:
 def test_named_params_are_shared_and_inherit_multipliers():
     g = graph(*shared("", "lr_mult: 3 decay_mult: 0"))
     w = g.params[0]
-    assert w.users == (("c1", 0), ("c2", 0)) and (w.lr_mult, w.decay_mult, w.name) == (3, 0, "w")
+    assert w.users == (("c1", 0), ("c2", 0))
+    assert (w.lr_mult, w.decay_mult, w.name) == (3, 0, "w")
     assert [(p.node, p.index, p.name) for p in g.params] == [("c1", 0, "w"), ("c1", 1, "1"), ("c2", 1, "1")]
 
 
 def test_sharers_must_agree():
     with pytest.raises(LayerError, match="lr_mult 3 differs from the owner's 2"):
         graph(*shared("lr_mult: 2", "lr_mult: 3"))
-    with pytest.raises(LayerError, match="STRICT|PERMISSIVE"):
+    with pytest.raises(LayerError, match=r"STRICT|PERMISSIVE"):
         graph(*shared("", "", second="c1"))
     with pytest.raises(LayerError, match="values where the owner has"):
         graph(*shared("", "share_mode: PERMISSIVE", second="c1"))
@@ -102,7 +104,7 @@ def test_too_many_param_entries_are_refused():
         graph(DATA, conv("c", "data", "param { } param { } param { }"))
 
 
-# --- backward ----------------------------------------------------------------------------------------------------------
+# --- backward ----------------------------------------------------------------------------------------------------
 def needs(g) -> dict[str, tuple[bool, ...]]:
     return {n.name: n.needs for n in g.nodes if n.inputs}
 
@@ -121,7 +123,8 @@ def test_frozen_layers_and_what_is_below_them_are_skipped():
 
 def test_propagate_down_overrides_and_no_loss_means_no_backward():
     g = graph(DATA, LABEL, conv("c", "data"), ip("c", "propagate_down: false"), LOSS)
-    assert needs(g)["ip"] == (False,) and not g.node("c").backward
+    assert needs(g)["ip"] == (False,)
+    assert not g.node("c").backward
     assert not any(n.backward for n in graph(DATA, conv("c", "data")).nodes)
 
 
@@ -130,20 +133,21 @@ def test_force_backward_reaches_the_data():
     assert needs(g) == {"c": (True,), "ip": (True,), "loss": (True, False)}
 
 
-# --- in place ----------------------------------------------------------------------------------------------------------
+# --- in place ----------------------------------------------------------------------------------------------------
 def test_in_place_only_where_nobody_else_looks():
     g = graph(DATA, LABEL, conv("c", "data"), relu("c"), ip("c"), LOSS)
     assert g.node("relu_c").inplace
     drop = "layer { name: 'drop' type: 'Dropout' bottom: 'c' top: 'c' }"
     g = graph(DATA, LABEL, conv("c", "data"), relu("c"), drop, ip("c"), LOSS)
-    assert g.node("relu_c").inplace and not g.node("drop").inplace, "ReLU keeps its output for backward"
+    assert g.node("relu_c").inplace
+    assert not g.node("drop").inplace, "ReLU keeps its output for backward"
     assert not graph(DATA, relu("data")).node("relu_data").inplace, "a source's blob belongs to the feeder"
     second = "layer { name: 's' type: 'Sigmoid' bottom: 'c' top: 's' }"
     g = graph(DATA, LABEL, conv("c", "data"), second, relu("c"), ip("c"), LOSS)
     assert not g.node("relu_c").inplace, "s reads the same value"
 
 
-# --- splits ------------------------------------------------------------------------------------------------------------
+# --- splits ------------------------------------------------------------------------------------------------------
 def test_split_names_are_caffes():
     accuracy = "layer { name: 'acc' type: 'Accuracy' bottom: 'ip' bottom: 'label' top: 'acc' }"
     g = splits.insert(graph(DATA, LABEL, ip("data"), relu("ip"), LOSS, accuracy))
@@ -158,5 +162,6 @@ def test_a_loss_weight_counts_as_a_reader():
     weighted = "layer { name: 'l2' type: 'EuclideanLoss' bottom: 'data' bottom: 'data' top: 'l2' loss_weight: 2 }"
     g = splits.insert(graph(DATA, weighted, "layer { name: 'p' type: 'Power' bottom: 'l2' top: 'p' }"))
     split = g.node("l2_l2_0_split")
-    assert split.loss_weights == (2, 0) and g.node("l2").loss_weights == (0,)
+    assert split.loss_weights == (2, 0)
+    assert g.node("l2").loss_weights == (0,)
     assert [v.name for v in g.node("p").inputs] == ["l2_l2_0_split_1"]
