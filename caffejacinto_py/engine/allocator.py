@@ -1,8 +1,8 @@
 """How the C library hands out the memory of CPU tensors. No torch here: call it before torch allocates anything.
 
-By default glibc gives every large tensor back to the system when it is freed, so each training step faults in the same pages
-again; and torch asks for no huge pages. Keeping freed memory and asking for transparent huge pages removes most page faults
-(bench/train.py measures what it brings). Price: memory that was used once stays with the process.
+By default glibc gives every large tensor back to the system when it is freed, so each training step faults in the
+same pages again; and torch asks for no huge pages. Keeping freed memory and asking for transparent huge pages removes
+most page faults (bench/train.py measures what it brings). Price: memory that was used once stays with the process.
 """
 
 from __future__ import annotations
