@@ -261,3 +261,46 @@ class Swish(Activation):
         from caffejacinto_py.layers.modules.activation import Swish
 
         return Swish(self.param.beta)
+
+
+@layer("ReLU6", field="relu6_param", forks="training_toolbox_caffe, Caffe-ReLU6, MobileNet-YOLO")
+class ReLU6(Activation):
+    """y = min(max(x, 0), n) + negative_slope * min(x, 0); the gradient at 0 and at n is the one outside.
+
+    Any shape. relu6_param: n (6; training_toolbox_caffe only), negative_slope (0; Caffe-ReLU6 only).
+    Source: openvinotoolkit/training_toolbox_caffe relu6_layer.cpp; Sandler et al. 2018.
+    """
+
+    may_inplace = True
+
+    def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
+        if self.param.n <= 0:
+            raise self.fail(f"n must be positive, not {self.param.n:g}", "relu6_param", "n")
+        return [ins[0]]
+
+    def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
+        from caffejacinto_py.layers.modules.activation import ReLU6
+
+        return ReLU6(self.param.n, self.param.negative_slope)
+
+
+@layer("SeLU", field="selu_param", forks="caffe_latte, SELU ports", spellings=("SELU", "SeLu"))
+class SeLU(Activation):
+    """y = lambda * x for x > 0, lambda * alpha * (exp(x) - 1) otherwise.
+
+    Any shape. selu_param: lambda (1.050700987), alpha (1.67326324). Source: fireae/caffe_latte selu_layer.cpp;
+    Klambauer et al. 2017.
+    """
+
+    may_inplace = saves_output = True
+
+    def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
+        for name in ("lambda", "alpha"):
+            if getattr(self.param, name) <= 0:
+                raise self.fail(f"{name} must be positive, not {getattr(self.param, name):g}", "selu_param", name)
+        return [ins[0]]
+
+    def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
+        from caffejacinto_py.layers.modules.activation import ELU
+
+        return ELU(self.param.alpha, getattr(self.param, "lambda"))

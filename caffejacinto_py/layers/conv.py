@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 FIELD = "convolution_param"
+# read by the layers of volume.py
+VOLUME_FIELDS = (
+    "kernel_depth",
+    "temporal_stride",
+    "temporal_pad",
+    "filter_group",
+    "kernel_shape",
+    "stride_shape",
+    "pad_shape",
+)
 
 
 @dataclass(frozen=True)
@@ -49,22 +59,47 @@ class _ConvBase(Layer):
         if n > 3:
             raise self.fail(f"{n} spatial axes (bottom {shape}, axis {axis}): at most 3 are supported", FIELD, "axis")
         self._check_channels(channels)
+        self._check_fields()
         kernel = self._per_axis("kernel_size", n, "kernel_h", "kernel_w", default=None, least=1)
         stride = self._per_axis("stride", n, "stride_h", "stride_w", default=1, least=1)
         pad = self._per_axis("pad", n, "pad_h", "pad_w", default=0, least=0)
-        dilation = self._per_axis("dilation", n, default=1, least=1)
-        return Geometry(lead, channels, spatial, kernel, stride, pad, dilation)
+        return Geometry(lead, channels, spatial, kernel, stride, pad, self._dilation(n))
+
+    def _dilation(self, n: int) -> Shape:
+        """`dilation`, or DeepLab's `hole` for it."""
+        hole = [f for f in ("hole", "hole_h", "hole_w") if self.param.HasField(f)]
+        if not hole:
+            return self._per_axis("dilation", n, default=1, least=1)
+        if self.param.dilation:
+            raise self.fail(f"give dilation or {hole[0]}, not both", FIELD, hole[0])
+        values = (self.param.hole,) * n if hole == ["hole"] else (self.param.hole_h, self.param.hole_w)
+        if len(values) != n or "hole" in hole[:-1]:
+            raise self.fail("give hole, or hole_h and hole_w for 2 spatial axes", FIELD, hole[0])
+        if min(values, default=1) < 1:
+            raise self.fail("hole must be at least 1", FIELD, hole[0])
+        return tuple(values)
 
     def _check_channels(self, channels: int) -> None:
-        p = self.param
+        p, group = self.param, self.groups(channels)
         if p.num_output < 1:
             raise self.fail("num_output must be given and positive", FIELD, "num_output")
-        if p.group < 1:
-            raise self.fail(f"group must be positive, not {p.group}", FIELD, "group")
-        if channels % p.group:
-            raise self.fail(f"{channels} input channels are not divisible by group {p.group}", FIELD, "group")
-        if p.num_output % p.group:
-            raise self.fail(f"num_output {p.num_output} is not divisible by group {p.group}", FIELD, "num_output")
+        if group < 1:
+            raise self.fail(f"group must be positive, not {group}", FIELD, "group")
+        if channels % group:
+            raise self.fail(f"{channels} input channels are not divisible by group {group}", FIELD, "group")
+        if p.num_output % group:
+            raise self.fail(f"num_output {p.num_output} is not divisible by group {group}", FIELD, "num_output")
+
+    def _check_fields(self) -> None:
+        """Refuse what only other layers read."""
+        for field in VOLUME_FIELDS:
+            if self.param.HasField(field):
+                hint = "use the type Convolution3D or NdConvolution, or kernel_size with one value per axis"
+                raise self.fail(f"{self.type} does not read {field}", FIELD, field, hint=hint)
+
+    def groups(self, channels: int) -> int:
+        """How many groups of channels are convolved each on its own."""
+        return int(self.param.group)
 
     def _per_axis(self, name: str, n: int, *hw: str, default: int | None, least: int) -> Shape:
         """One value per spatial axis from the repeated field `name`, or from its _h and _w fields (2 axes only)."""
@@ -118,7 +153,7 @@ class _ConvBase(Layer):
             stride=g.stride,
             padding=g.pad,
             dilation=g.dilation,
-            groups=self.param.group,
+            groups=self.groups(g.channels),
             lead=len(g.lead),
             transposed=self.transposed,
         )
@@ -135,7 +170,8 @@ class Convolution(_ConvBase):
     Blobs: W (num_output, C / group, kernel..), b (num_output) if bias_term.
     Options: num_output; kernel_size, stride (1), pad (0), dilation (1): one value, or one per spatial axis; or kernel_h
     and kernel_w, stride_h and stride_w, pad_h and pad_w (2 spatial axes); group (1); bias_term (true); weight_filler
-    and bias_filler (zeros); axis (1): the channel axis, everything before it is batch. engine, force_nd_im2col and the
+    and bias_filler (zeros); axis (1): the channel axis, everything before it is batch; hole, or hole_h and hole_w:
+    DeepLab's and PSPNet's names for dilation. engine, force_nd_im2col and the
     cuDNN fields choose kernels in C++ and change nothing here.
     Differs: a kernel larger than the padded input is an error (C++ division truncates to an output of 1 when stride >
     1).
@@ -153,11 +189,11 @@ class Convolution(_ConvBase):
         return tuple(out)
 
     def weight(self, g: Geometry) -> Shape:
-        return (self.param.num_output, g.channels // self.param.group, *g.kernel)
+        return (self.param.num_output, g.channels // self.groups(g.channels), *g.kernel)
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         g = self.geometry(ins)
-        return len(outs) * math.prod(outs[0]) * (g.channels // self.param.group) * math.prod(g.kernel)
+        return len(outs) * math.prod(outs[0]) * (g.channels // self.groups(g.channels)) * math.prod(g.kernel)
 
 
 @layer("Deconvolution", v1="DECONVOLUTION", field=FIELD, bottoms=(1, None), tops=(1, None))
@@ -186,8 +222,31 @@ class Deconvolution(_ConvBase):
         return tuple(out)
 
     def weight(self, g: Geometry) -> Shape:
-        return (g.channels, self.param.num_output // self.param.group, *g.kernel)
+        return (g.channels, self.param.num_output // self.groups(g.channels), *g.kernel)
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         g = self.geometry(ins)
-        return len(ins) * math.prod(ins[0]) * (self.param.num_output // self.param.group) * math.prod(g.kernel)
+        return len(ins) * math.prod(ins[0]) * (self.param.num_output // self.groups(g.channels)) * math.prod(g.kernel)
+
+
+@layer(
+    "DepthwiseConvolution",
+    field=FIELD,
+    bottoms=(1, None),
+    tops=(1, None),
+    forks="yonghenglh6, farmingyard, MobileNet-YOLO, training_toolbox_caffe",
+    spellings=("ConvolutionDepthwise",),
+)
+class DepthwiseConvolution(Convolution):
+    """A Convolution with one group per input channel: top channel o reads bottom channel o * C // num_output only.
+
+    Bottoms, tops, size and options as in Convolution. Blobs: W (num_output, 1, kernel..), b (num_output) if bias_term.
+    num_output: C or a multiple of it. group: C if it is not given.
+    Differs: the layer called ConvolutionDepthwise reads neither num_output nor group and always has C top channels;
+    here another num_output than its files have makes another top.
+    Source: yonghenglh6/DepthwiseConvolution depthwise_conv_layer.cpp (a Convolution, group written out);
+    openvinotoolkit/training_toolbox_caffe conv_dw_layer.cpp (BVLC pull request 5665).
+    """
+
+    def groups(self, channels: int) -> int:
+        return int(self.param.group) if self.param.HasField("group") else channels

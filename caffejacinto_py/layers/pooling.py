@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 FIELD = "pooling_param"
 MAX, AVE, STOCHASTIC = 0, 1, 2  # PoolingParameter.PoolMethod
 FLOOR = 1  # PoolingParameter.RoundMode
+VOLUME_FIELDS = ("kernel_depth", "temporal_stride", "temporal_pad", "kernel_shape", "stride_shape", "pad_shape")
 Pair = tuple[int, int]
 
 
@@ -31,7 +32,8 @@ class Pooling(Layer):
     -0 or NaN), as in Caffe.
     Options: pool (MAX); kernel_size, or kernel_h and kernel_w; stride (1), or stride_h and stride_w; pad (0), or pad_h
     and pad_w, smaller than the kernel, not with STOCHASTIC; global_pooling (false): one window, no other size;
-    round_mode (CEIL; BVLC and Ristretto only). engine and NVCaffe's torch_pooling change nothing.
+    round_mode (CEIL; BVLC and Ristretto only), or ceil_mode (true; BVLC pull request 3057, SqueezeNet and MobileNet
+    ports): false is round_mode FLOOR. engine and NVCaffe's torch_pooling change nothing.
     Differs: STOCHASTIC runs on a CPU too, and its TEST gradient is the derivative (C++ has none).
     Source: BVLC pooling_layer.cpp and .cu; Zeiler and Fergus 2013 for STOCHASTIC.
     """
@@ -63,6 +65,9 @@ class Pooling(Layer):
         p, shape = self.param, ins[0]
         if len(shape) != 4:
             raise self.fail(f"pooling needs a bottom of 4 axes (N, C, H, W), not {shape}", "bottom", 0)
+        for field in VOLUME_FIELDS:
+            if p.HasField(field):
+                raise self.fail(f"Pooling does not read {field}", FIELD, field, hint="use Pooling3D or NdPooling")
         if self.ntop > 1 and p.pool != MAX:
             raise self.fail("only MAX pooling has a second top (the places of the maxima)", FIELD, "pool")
         size = (shape[2], shape[3])
@@ -90,12 +95,21 @@ class Pooling(Layer):
                 text = f"the padding ({p}) must be smaller than the kernel ({k})"
                 raise self.fail(text, FIELD, name if paired else "pad")
 
+    def _floor(self) -> bool:
+        p = self.param
+        if not p.HasField("ceil_mode"):
+            return bool(p.round_mode == FLOOR)
+        if p.HasField("round_mode") and (p.round_mode == FLOOR) == p.ceil_mode:
+            raise self.fail("round_mode and ceil_mode contradict each other; give one of them", FIELD, "ceil_mode")
+        return not p.ceil_mode
+
     def _output(self, size: Pair, kernel: Pair, stride: Pair, pad: Pair) -> Pair:
         """Caffe's rule, see the class."""
+        floor = self._floor()
         out = []
         for h, k, s, p in zip(size, kernel, stride, pad, strict=True):
             room = h + 2 * p - k
-            steps = room // s if self.param.round_mode == FLOOR else -(-room // s)
+            steps = room // s if floor else -(-room // s)
             if any(pad) and steps * s >= h + p:
                 steps -= 1
             if steps < 0:

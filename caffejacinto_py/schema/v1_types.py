@@ -1,4 +1,4 @@
-"""Layer types of V1 nets: enum name to type string (bvlc util/upgrade_proto.cpp; the last ones from other repositories)."""
+"""Layer types of V1 nets: enum name to type string (bvlc util/upgrade_proto.cpp; the last are from elsewhere)."""
 
 from __future__ import annotations
 

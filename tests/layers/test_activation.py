@@ -52,6 +52,29 @@ CASES = {
     "elu_lambda_jacinto": Case(
         'type: "ELU" elu_param { alpha: 0.5 lambda: 1.25 }', [S], _elu(0.5, positive=1.25), kinks=[0], dialect="jacinto"
     ),
+    "relu6": Case(
+        'type: "ReLU6"', [S], lambda b, _: [np.clip(b[0], 0, 6)], kinks=[0, 6], low=-3, high=9, compiled=True
+    ),
+    "relu6_n": Case(
+        'type: "ReLU6" relu6_param { n: 1 }', [S], lambda b, _: [np.clip(b[0], 0, 1)], kinks=[0, 1], compiled=True
+    ),
+    "relu6_slope": Case(
+        'type: "ReLU6" relu6_param { negative_slope: 0.25 }',
+        [S],
+        lambda b, _: [np.clip(b[0], 0, 6) + 0.25 * np.minimum(b[0], 0)],
+        kinks=[0, 6],
+        low=-3,
+        high=9,
+    ),
+    "selu": Case(
+        'type: "SELU"',
+        [S],
+        _elu(float(F(1.67326324)) * float(F(1.050700987)), positive=float(F(1.050700987))),
+        kinks=[0],
+        compiled=True,
+    ),
+    "selu_spelling": Case('type: "SeLU" selu_param { lambda: 2 alpha: 0.5 }', [S], _elu(1.0, positive=2.0), kinks=[0]),
+    "selu_other_spelling": Case('type: "SeLu" selu_param { lambda: 1 alpha: 1 }', [S], _elu(1.0), kinks=[0]),
     "sigmoid": Case('type: "Sigmoid"', [S], lambda b, _: [_sigmoid(b[0])]),
     "tanh": Case('type: "TanH"', [S], lambda b, _: [np.tanh(b[0])]),
     "absval": Case('type: "AbsVal"', [S], lambda b, _: [np.abs(b[0])], kinks=[0]),
@@ -156,6 +179,9 @@ def test_large_inputs_do_not_overflow() -> None:
         ('type: "Exp" exp_param { base: 0 }', (3,), ("exp_param", "base"), "base must be positive"),
         ('type: "Log" log_param { base: -2 }', (3,), ("log_param", "base"), "base must be positive"),
         ('type: "Log" log_param { base: 1 }', (3,), ("log_param", "base"), "base 1"),
+        ('type: "ReLU6" relu6_param { n: 0 }', (3,), ("relu6_param", "n"), "n must be positive"),
+        ('type: "SELU" selu_param { lambda: 0 }', (3,), ("selu_param", "lambda"), "lambda must be positive"),
+        ('type: "SELU" selu_param { alpha: -1 }', (3,), ("selu_param", "alpha"), "alpha must be positive"),
         ('type: "Clip" clip_param { min: 1 }', (3,), ("clip_param", "max"), "needs max"),
         ('type: "Clip" clip_param { min: 1 max: 0 }', (3,), ("clip_param", "min"), "above max"),
     ],

@@ -87,6 +87,8 @@ CASES = {
         C, "num_output: 2 kernel_h: 1 kernel_w: 3 stride_h: 2 stride_w: 1 pad_h: 0 pad_w: 2", X, (2, 1), (0, 2), (1, 1)
     ),
     "pad_h_only": case(C, "num_output: 2 kernel_size: 3 pad_h: 1", X, (1, 1), (1, 0), (1, 1)),
+    "hole": case(C, "num_output: 2 kernel_size: 2 hole: 3 pad: 1", X, (1, 1), (1, 1), (3, 3)),
+    "hole_h_w": case(C, "num_output: 2 kernel_size: 2 hole_h: 1 hole_w: 2", X, (1, 1), (0, 0), (1, 2)),
     "one_axis": case(C, "num_output: 3 kernel_size: 3 stride: 2 pad: 1", (2, 3, 7), (2,), (1,), (1,), compiled=True),
     "three_axes": case(C, "num_output: 2 kernel_size: 2 pad: 1", (1, 2, 3, 3, 2), (1,) * 3, (1,) * 3, (1,) * 3),
     "axis_2": case(C, "num_output: 3 kernel_size: 2 axis: 2", (2, 2, 3, 4, 4), (1, 1), (0, 0), (1, 1), lead=2),
@@ -113,6 +115,21 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_contract(name: str) -> None:
     check_layer(CASES[name])
+
+
+@pytest.mark.parametrize("text", ['type: "DepthwiseConvolution"', 'type: "ConvolutionDepthwise"'])
+@pytest.mark.parametrize(("num", "group"), [(4, ""), (8, ""), (4, "group: 4"), (4, "group: 2")])
+def test_depthwise(text: str, num: int, group: str) -> None:
+    groups = int(group[-1]) if group else 4
+    full = f"{text} convolution_param {{ num_output: {num} kernel_size: 3 stride: 2 pad: 1 {group} }}"
+
+    def oracle(ins: Arrays, blobs: Arrays) -> Arrays:
+        return [conv(ins[0], blobs[0], blobs[1], (2, 2), (1, 1), (1, 1), groups)]
+
+    check_layer(Case(full, [X], oracle, compiled=True))
+    layer = layer_of(full)
+    assert [b.shape for b in layer.blobs([X])] == [(num, 4 // groups, 3, 3), (num,)]
+    assert layer.macs([X], layer.shapes([X])) == 2 * num * 3 * 3 * 4 // groups * 9
 
 
 def test_blob_shapes_and_macs() -> None:
@@ -162,6 +179,10 @@ def test_inputs_need_no_gradient() -> None:
         ("num_output: 4 kernel_size: 3 pad: 1 pad: 1 pad: 1", "pad", "3 values for 2"),
         ("num_output: 4 kernel_size: 3 kernel_size: 3 kernel_size: 3", "kernel_size", "3 values for 2"),
         ("num_output: 4 kernel_size: 3 dilation: 0", "dilation", "at least 1"),
+        ("num_output: 4 kernel_size: 3 hole: 2 dilation: 2", "hole", "not both"),
+        ("num_output: 4 kernel_size: 3 hole: 2 hole_w: 2", "hole", "give hole, or hole_h"),
+        ("num_output: 4 kernel_size: 3 hole: 0", "hole", "at least 1"),
+        ("num_output: 4 kernel_size: 3 kernel_depth: 3", "kernel_depth", "NdConvolution"),
         ("num_output: 4 kernel_size: 3 group: 0", "group", "positive"),
         ("num_output: 4 kernel_size: 3 group: 4", "group", "6 input channels"),
         ("num_output: 4 kernel_size: 3 group: 3", "num_output", "not divisible by group 3"),

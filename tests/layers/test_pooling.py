@@ -159,6 +159,17 @@ def test_pieces_of_the_batch(piece: int, method: str, monkeypatch: pytest.Monkey
     torch.testing.assert_close(*(torch.autograd.grad(t, x, seed)[0] for t in (y, plain)))
 
 
+def test_ceil_mode_is_another_word_for_round_mode() -> None:
+    for other, text in (("", "ceil_mode: true"), ("round_mode: FLOOR", "ceil_mode: false")):
+        for pad in (0, 1):
+            full = f'type: "Pooling" pooling_param {{ kernel_size: 3 stride: 2 pad: {pad} %s }}'
+            for size in (6, 7, 8):
+                ins = [(2, 3, size, size + 1)]
+                assert layer_of(full % text).shapes(ins) == layer_of(full % other).shapes(ins)
+    both = layer_of('type: "Pooling" pooling_param { kernel_size: 2 stride: 2 round_mode: FLOOR ceil_mode: false }')
+    assert both.shapes([(1, 1, 5, 5)]) == [(1, 1, 2, 2)]
+
+
 @pytest.mark.parametrize("channels", [2, 16])
 def test_first_of_equals_wins(channels: int) -> None:
     built = build('type: "Pooling" pooling_param { kernel_size: 2 stride: 2 }', [(1, channels, 2, 4)])
@@ -233,6 +244,9 @@ def test_float32_maximum_below_zero() -> None:
         ("global_pooling: true kernel_size: 3", "kernel_size", "leave out"),
         ("global_pooling: true pad: 1", "pad", "pad 0 and stride 1"),
         ("global_pooling: true stride_h: 2 stride_w: 2", "stride_h", "pad 0 and stride 1"),
+        ("kernel_size: 2 round_mode: FLOOR ceil_mode: true", "ceil_mode", "contradict"),
+        ("kernel_size: 2 round_mode: CEIL ceil_mode: false", "ceil_mode", "contradict"),
+        ("kernel_size: 2 kernel_depth: 2", "kernel_depth", "does not read"),
     ],
 )
 def test_refusals(text: str, field: str, words: str) -> None:

@@ -159,3 +159,18 @@ class Swish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.silu(x) if self.beta == 1 else x * torch.sigmoid(x * self.beta)
+
+
+class ReLU6(nn.Module):
+    """min(max(x, 0), top) + slope * min(x, 0); not in place with a slope."""
+
+    def __init__(self, top: float, slope: float = 0.0) -> None:
+        super().__init__()
+        self.top = top
+        self.slope = slope
+        self.inplace = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.slope == 0:
+            return F.hardtanh(x, 0.0, self.top, self.inplace)
+        return F.hardtanh(x, 0.0, self.top) + self.slope * -torch.relu(-x)
