@@ -32,7 +32,7 @@ def test_good_files(folder: Path, capsys: Capture) -> None:
     ("old", "new", "words", "status"),
     [
         ('"Convolution"', '"Convolutoin"', ["net.prototxt:6:", "unknown layer type", "'Convolution'"], "unknown_types"),
-        ("weight_filler", "wieght_filler", ["net.prototxt:8:", "wieght_filler"], "unknown_fields"),
+        ("weight_filler", "wieght_filler", ["net.prototxt:7:52", "wieght_filler"], "unknown_fields"),
         ("xavier\" } } }\nlayer { name: \"relu", "xavier\" } }\nlayer { name: \"relu", ["net.prototxt:", "}"], "error"),
         ('bottom: "ip" bottom', 'bottom: "ipp" bottom', ["bottom 'ipp' is not produced", "mean 'ip'"], "error"),
         ("num_output: 5 ", "", ["net.prototxt:", "num_output"], "error"),
