@@ -76,9 +76,10 @@ def scores(solver: Solver) -> dict[str, float]:
 def test_lenet_begins_as_caffe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mnist(tmp_path, 64 * 30, 100)
     solver = start("lenet_mnist", tmp_path, monkeypatch, "init.caffemodel")
-    agree(losses(solver, 20), tmp_path)
+    # 2e-3: what one early flip did in a variant of the reference (its README); measured here 3e-4 and, below, 5e-4
+    agree(losses(solver, 20), tmp_path, later=2e-3)
     solver = start("lenet_mnist", tmp_path, monkeypatch, "init.caffemodel", layout="channels_last")
-    agree(losses(solver, 20), tmp_path, first=1e-4, later=1e-3)
+    agree(losses(solver, 20), tmp_path, first=1e-4, later=2e-3)
 
 
 @pytest.mark.slow
