@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,3 +18,13 @@ def shared(path: str) -> Path:
     if not found.exists():
         pytest.skip(f"reference data {found} is not here (set CAFFEJACINTO_SHARED)", allow_module_level=True)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A test that sets the program's log up (every command does) leaves it to the next one as it was."""
+    logger = logging.getLogger("caffejacinto_py")
+    before = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.level, logger.propagate = before[:2]
+    logger.handlers[:] = before[2]
