@@ -45,6 +45,16 @@ class _ConvBase(Layer):
     equal_counts = True
     transposed: ClassVar[bool] = False
 
+    @property
+    def at(self) -> str:
+        """The field that `param` comes from, for errors."""
+        return self.field or FIELD
+
+    @property
+    def kernel_field(self) -> str:
+        """The field that gives the kernel's size."""
+        return "kernel_h" if self.param.HasField("kernel_h") else "kernel_size"
+
     def geometry(self, ins: Sequence[Shape]) -> Geometry:
         """The sizes, all checked. Raises LayerError naming the offending field."""
         shape, p = ins[0], self.param
@@ -53,11 +63,11 @@ class _ConvBase(Layer):
                 raise self.fail(
                     f"all bottoms must have the shape of the first, {shape}; bottom {i} has {other}", "bottom", i
                 )
-        axis = self.axis(p.axis, len(shape), FIELD, "axis")
+        axis = self.axis(p.axis, len(shape), self.at, "axis")
         lead, channels, spatial = shape[:axis], shape[axis], shape[axis + 1 :]
         n = len(spatial)
         if n > 3:
-            raise self.fail(f"{n} spatial axes (bottom {shape}, axis {axis}): at most 3 are supported", FIELD, "axis")
+            raise self.fail(f"{n} spatial axes (bottom {shape}, axis {axis}): at most 3 are supported", self.at, "axis")
         self._check_channels(channels)
         self._check_fields()
         kernel = self._per_axis("kernel_size", n, "kernel_h", "kernel_w", default=None, least=1)
@@ -71,31 +81,31 @@ class _ConvBase(Layer):
         if not hole:
             return self._per_axis("dilation", n, default=1, least=1)
         if self.param.dilation:
-            raise self.fail(f"give dilation or {hole[0]}, not both", FIELD, hole[0])
+            raise self.fail(f"give dilation or {hole[0]}, not both", self.at, hole[0])
         values = (self.param.hole,) * n if hole == ["hole"] else (self.param.hole_h, self.param.hole_w)
         if len(values) != n or "hole" in hole[:-1]:
-            raise self.fail("give hole, or hole_h and hole_w for 2 spatial axes", FIELD, hole[0])
+            raise self.fail("give hole, or hole_h and hole_w for 2 spatial axes", self.at, hole[0])
         if min(values, default=1) < 1:
-            raise self.fail("hole must be at least 1", FIELD, hole[0])
+            raise self.fail("hole must be at least 1", self.at, hole[0])
         return tuple(values)
 
     def _check_channels(self, channels: int) -> None:
         p, group = self.param, self.groups(channels)
         if p.num_output < 1:
-            raise self.fail("num_output must be given and positive", FIELD, "num_output")
+            raise self.fail("num_output must be given and positive", self.at, "num_output")
         if group < 1:
-            raise self.fail(f"group must be positive, not {group}", FIELD, "group")
+            raise self.fail(f"group must be positive, not {group}", self.at, "group")
         if channels % group:
-            raise self.fail(f"{channels} input channels are not divisible by group {group}", FIELD, "group")
+            raise self.fail(f"{channels} input channels are not divisible by group {group}", self.at, "group")
         if p.num_output % group:
-            raise self.fail(f"num_output {p.num_output} is not divisible by group {group}", FIELD, "num_output")
+            raise self.fail(f"num_output {p.num_output} is not divisible by group {group}", self.at, "num_output")
 
     def _check_fields(self) -> None:
         """Refuse what only other layers read."""
         for field in VOLUME_FIELDS:
             if self.param.HasField(field):
                 hint = "use the type Convolution3D or NdConvolution, or kernel_size with one value per axis"
-                raise self.fail(f"{self.type} does not read {field}", FIELD, field, hint=hint)
+                raise self.fail(f"{self.type} does not read {field}", self.at, field, hint=hint)
 
     def groups(self, channels: int) -> int:
         """How many groups of channels are convolved each on its own."""
@@ -106,23 +116,23 @@ class _ConvBase(Layer):
         p, given = self.param, list(getattr(self.param, name))
         paired = [f for f in hw if p.HasField(f)]
         if paired and given:
-            raise self.fail(f"give {name} or {hw[0]} and {hw[1]}, not both", FIELD, paired[0])
+            raise self.fail(f"give {name} or {hw[0]} and {hw[1]}, not both", self.at, paired[0])
         if paired and n != 2:
-            raise self.fail(f"{paired[0]} needs 2 spatial axes; this bottom has {n}: use {name}", FIELD, paired[0])
+            raise self.fail(f"{paired[0]} needs 2 spatial axes; this bottom has {n}: use {name}", self.at, paired[0])
         if paired:
             values, field = [getattr(p, f) for f in hw], paired[0]
         else:
             values, field = given, name
             if not given and default is None and n:
-                raise self.fail("no kernel size: give kernel_size, or kernel_h and kernel_w", FIELD, "kernel_size")
+                raise self.fail("no kernel size: give kernel_size, or kernel_h and kernel_w", self.at, "kernel_size")
             if len(given) not in ((0, 1, n) if default is not None or not n else (1, n)):
-                raise self.fail(f"{name} has {len(given)} values for {n} spatial axes: give 1 or {n}", FIELD, name)
+                raise self.fail(f"{name} has {len(given)} values for {n} spatial axes: give 1 or {n}", self.at, name)
             if len(given) <= 1:
                 values = (given or [default or 0]) * n
         for i, value in enumerate(values):
             if value < least:
                 names = hw if paired else [name] * n
-                raise self.fail(f"{names[i]} must be at least {least}, not {value}", FIELD, field)
+                raise self.fail(f"{names[i]} must be at least {least}, not {value}", self.at, field)
         return tuple(values)
 
     def output(self, g: Geometry) -> Shape:
@@ -184,7 +194,7 @@ class Convolution(_ConvBase):
             reach = d * (k - 1) + 1
             if size + 2 * p < reach:
                 text = f"the kernel covers {reach} pixels, but the input has {size} and padding adds {2 * p}: no output"
-                raise self.fail(text, FIELD, "kernel_h" if self.param.HasField("kernel_h") else "kernel_size")
+                raise self.fail(text, self.at, self.kernel_field)
             out.append((size + 2 * p - reach) // s + 1)
         return tuple(out)
 
@@ -217,7 +227,7 @@ class Deconvolution(_ConvBase):
             full = s * (size - 1) + d * (k - 1) + 1
             if full <= 2 * p:
                 text = f"the output has {full} pixels and pad takes {2 * p} of them: nothing is left"
-                raise self.fail(text, FIELD, "pad_h" if self.param.HasField("pad_h") else "pad")
+                raise self.fail(text, self.at, "pad_h" if self.param.HasField("pad_h") else "pad")
             out.append(full - 2 * p)
         return tuple(out)
 
