@@ -43,7 +43,6 @@ bench: $(STAMP) ## speed against hand-written PyTorch; files and data; start-up
 
 docs: $(STAMP) ## write docs/cli.md from the commands and docs/layers.md from the layer registry
 	$(BIN)/python docs/generate.py
-	$(BIN)/python docs/generate.py
 
 proto: $(STAMP) ## compile proto/caffe.proto into the package
 	$(BIN)/python proto/build.py

@@ -16,7 +16,7 @@ from typing import Any
 from caffejacinto_py.errors import CaffeError, Loc, ManyErrors, PrototxtError, UsageError, render
 from caffejacinto_py.ir.build import kept
 from caffejacinto_py.ir.graph import Graph, Shape
-from caffejacinto_py.layers.registry import UnknownLayer, known
+from caffejacinto_py.layers.registry import UnknownLayer
 from caffejacinto_py.passes import prepare
 from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.dialect import resolve_dialect
@@ -25,7 +25,9 @@ from caffejacinto_py.schema.upgrade import load_net, load_solver
 from caffejacinto_py.solver.nets import Embedded, NetFiles, NetSource, test_sources, train_source
 
 PHASES = ("TRAIN", "TEST")
-USUAL_SHAPES = ((3, 224, 224), (1, 28, 28), (3, 32, 32), (3, 227, 227), (3, 299, 299), (3, 300, 300), (3, 512, 512))
+USUAL_SHAPES = (
+    (3, 224, 224), (1, 28, 28), (3, 32, 32), (2, 28, 28), (3, 227, 227), (3, 299, 299), (3, 300, 300), (3, 512, 512),
+)  # fmt: skip
 _SOLVER = re.compile(r"^\s*(base_lr|lr_policy|max_iter|train_net|test_net|solver_mode|snapshot_prefix|net)\s*:", re.M)
 _LAYERS = re.compile(r"^\s*(layers?\s*\{|input\s*:)", re.M)
 
@@ -205,15 +207,9 @@ def _unknown_fields(doc: Any) -> dict[str, Any]:
 def _sorted(report: Report, errors: Iterable[CaffeError], doc: Any) -> Report:
     """Unknown layer types apart from real errors."""
     unknown = [e for e in errors if isinstance(e, UnknownLayer)]
-    places = {e.loc for e in unknown}
-    types = []
-    for i, proto in enumerate(doc.message.layer):
-        here = doc.locs.find(("layer", i, "type")) or doc.locs.find(("layer", i))
-        if here in places and not known(proto.type):
-            types.append(proto.type)
     return replace(
         report,
-        unknown_types=tuple(dict.fromkeys(types)),
+        unknown_types=tuple(dict.fromkeys(e.type for e in unknown)),
         notes=(*report.notes, *unknown),
         errors=tuple(e for e in errors if not isinstance(e, UnknownLayer)),
         layers=len(doc.message.layer),

@@ -33,7 +33,11 @@ _EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
 @click.option("--on-nan", type=click.Choice(["stop", "warn"]), default="stop", show_default=True,
               help="At a loss that is NaN or infinite.")  # fmt: skip
 @click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Change a solver field; repeatable.")
-@click.option("--metrics", type=options.FILE, help="Write a JSON line per event to this file.")
+@click.option(
+    "--metrics",
+    type=options.FILE,
+    help="Write a JSON line per event to this file; 'none': nowhere.  [default: SNAPSHOT_PREFIX_metrics.jsonl]",
+)
 @click.option("--dry-run", is_flag=True, help="Show the nets and the plan; touch no data, write nothing.")
 @options.log_level
 @options.as_json
@@ -101,7 +105,7 @@ def _train(
         sighup=given["sighup_effect"],
     )
 
-    run.metrics = seen = Remember(given["metrics"])
+    run.metrics = seen = Remember(_metrics(run.param, given["metrics"]))
     started = time.perf_counter()
     run.solve(resume)
     if as_json:
@@ -118,6 +122,13 @@ def _train(
             }
         )
     return 130 if run.stopped else 0
+
+
+def _metrics(param: Any, path: Path | None) -> Path | None:
+    """Where the JSON lines go: beside the snapshots unless the user says otherwise."""
+    if path is not None:
+        return None if str(path) == "none" else path
+    return Path(f"{param.snapshot_prefix}_metrics.jsonl") if param.snapshot_prefix else None
 
 
 def _loss(run: Solver) -> float | None:

@@ -116,11 +116,19 @@ class Solver(Resumable):
         return bool(self.param.ignore_shape_mismatch) if given else self.dialect.ignore_shape_mismatch
 
     def check_snapshots(self) -> None:
-        """Make sure that snapshots can be written, before hours of training."""
+        """Make sure that snapshots can be written, before hours of training; creates a missing folder."""
         if not self.param.snapshot_prefix:
             raise CaffeError("snapshots are asked for, but snapshot_prefix is not set", loc=self.where("snapshot"))
+        folder = os.path.dirname(self.param.snapshot_prefix)
         try:
-            check_writable(os.path.dirname(self.param.snapshot_prefix))
+            if folder and not os.path.exists(folder):
+                os.makedirs(folder)
+                log.info("Created %s", folder)
+            check_writable(folder)
+        except OSError as e:
+            raise CaffeError(
+                f"snapshot_prefix: cannot create '{folder}': {e.strerror}", loc=self.where("snapshot_prefix")
+            ) from e
         except CaffeError as e:
             raise CaffeError(f"snapshot_prefix: {e.text}", loc=self.where("snapshot_prefix"), hint=e.hint) from e
 

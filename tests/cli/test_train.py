@@ -120,7 +120,7 @@ def test_dry_run_json_and_set(folder: Path, capsys: Capture) -> None:
         (["--weights", "net.prototxt"], 3, "net.prototxt"),
         (["--weights", "absent.caffemodel"], 3, "absent.caffemodel"),
         (["--set", 'lr_policy="setp"'], 3, "did you mean 'step'?"),
-        (["--set", 'snapshot_prefix="no/such/folder/x"'], 1, "no/such/folder"),
+        (["--set", 'snapshot_prefix="net.prototxt/x"'], 1, "net.prototxt"),
         (["--set", "base_lr=1e30", "--set", "max_iter=20"], 1, "iteration"),
         pytest.param(["--gpu", "0"], 1, "no CUDA GPU", marks=no_gpu),
         pytest.param(["--gpu", "all"], 1, "no CUDA GPU", marks=no_gpu),

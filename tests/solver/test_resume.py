@@ -188,13 +188,15 @@ def test_prefix_of_another(tmp_path: Path) -> None:
 
 
 def test_snapshot_directory(tmp_path: Path) -> None:
-    with pytest.raises(CaffeError, match="does not exist") as error:
-        make_solver(tmp_path, f'snapshot: 2\nsnapshot_prefix: "{tmp_path}/no/snap"')
+    make_solver(tmp_path, f'snapshot: 2\nsnapshot_prefix: "{tmp_path}/new/snap"')
+    assert (tmp_path / "new").is_dir(), "a missing folder is made before training"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CaffeError, match="not a directory") as error:
+        make_solver(tmp_path, f'snapshot: 2\nsnapshot_prefix: "{tmp_path}/file/snap"')
     assert error.value.loc is not None
     assert error.value.loc.line
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CaffeError, match="not a directory"):
-        make_solver(tmp_path, f'snapshot_after_train: true\nsnapshot_prefix: "{tmp_path}/file/snap"').solve()
+    with pytest.raises(CaffeError, match="cannot create"):
+        make_solver(tmp_path, f'snapshot: 2\nsnapshot_prefix: "{tmp_path}/file/deeper/snap"')
 
 
 def test_read_back(tmp_path: Path) -> None:
