@@ -1,6 +1,7 @@
 """Learning rate, momentum and weight decay as functions of the iteration. Pure: a solver message in, a number out.
 
-Formulas: Caffe's `GetLearningRate` (BVLC and caffe-jacinto 0.17). The iteration is the one about to be applied, from 0.
+Formulas: Caffe's `GetLearningRate` (BVLC and caffe-jacinto 0.17; warm-up and "multifixed": Intel Caffe). The iteration
+is the one about to be applied, from 0.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ LR_POLICIES: dict[str, tuple[str, ...]] = {
     "multistep": ("gamma",),
     "poly": ("power", "max_iter"),
     "sigmoid": ("gamma", "stepsize"),
+    "multifixed": (),
 }
 MOMENTUM_POLICIES: dict[str, tuple[str, ...]] = {"fixed": (), "poly": ("max_iter",), "opt": ()}
 DECAY_POLICIES: dict[str, tuple[str, ...]] = {"fixed": (), "poly": ("max_iter",)}
@@ -36,7 +38,7 @@ def nowhere(*path: str | int) -> Loc | None:
 def check(param: Any, where: Where = nowhere) -> None:
     """Refuse unknown policies and missing or wrong fields of the three schedules: all errors at once, with places."""
     errors: list[CaffeError] = []
-    if not param.HasField("base_lr"):
+    if not param.HasField("base_lr") and (param.lr_policy != "multifixed" or param.warmup_iter > 0):
         errors.append(PrototxtError("base_lr is not set: nothing would be learned", loc=where()))
     if not param.lr_policy:
         hint = 'for a constant rate: lr_policy: "fixed"'
@@ -53,7 +55,26 @@ def check(param: Any, where: Where = nowhere) -> None:
             errors.append(PrototxtError("lr_policy 'multistep' needs stepvalue", loc=where("lr_policy")))
         if steps != sorted(steps):
             errors.append(PrototxtError(f"stepvalue must increase: {steps}", loc=where("stepvalue", 0)))
+    _check_stages(param, where, errors)
     raise_all(errors)
+
+
+def _check_stages(param: Any, where: Where, errors: list[CaffeError]) -> None:
+    """Warm-up and the stages of "multifixed"."""
+    if param.warmup_iter < 0:
+        text = f"warmup_iter cannot be negative: {param.warmup_iter}"
+        errors.append(PrototxtError(text, loc=where("warmup_iter")))
+    if param.warmup_iter > 0 and param.rampup_interval > 0:
+        text = "warmup_iter (Intel Caffe) and rampup_interval (NVCaffe) both start the learning rate; give one of them"
+        errors.append(PrototxtError(text, loc=where("warmup_iter")))
+    if param.lr_policy != "multifixed":
+        return
+    rates, ends = list(param.stagelr), list(param.stageiter)
+    if not rates or len(rates) != len(ends):
+        text = f"lr_policy 'multifixed' needs as many stageiter as stagelr, at least one: {len(ends)} and {len(rates)}"
+        errors.append(PrototxtError(text, loc=where("lr_policy")))
+    elif ends != sorted(ends):
+        errors.append(PrototxtError(f"stageiter must increase: {ends}", loc=where("stageiter", 0)))
 
 
 def _check(param: Any, field: str, known: dict[str, tuple[str, ...]], where: Where, errors: list[CaffeError]) -> None:
@@ -61,7 +82,7 @@ def _check(param: Any, field: str, known: dict[str, tuple[str, ...]], where: Whe
     if policy not in known:
         hint = near(policy, known) or f"known: {', '.join(known)}"
         if policy == "plateau":
-            hint = "no Caffe implements 'plateau', although its schema describes it; use 'multistep' or 'poly'"
+            hint = "the policy 'plateau' of SSD and Intel Caffe is not supported here; use 'multistep' or 'poly'"
         errors.append(PrototxtError(f"unknown {field} '{policy}'", loc=where(field), hint=hint))
         return
     for need in known[policy]:
@@ -76,8 +97,10 @@ def advance_step(param: Any, iteration: int, step: int) -> int:
     """The counter `current_step` of a solverstate for this iteration, given the one before.
 
     "multistep": it moves by at most one per evaluation, as Caffe's does: equal stepvalues take effect on successive
-    iterations. "step": the number of steps done. Other policies leave it.
+    iterations. "step": the number of steps done. Other policies leave it, and so does the warm-up.
     """
+    if iteration < param.warmup_iter:
+        return step
     if param.lr_policy == "step":
         return iteration // param.stepsize
     if param.lr_policy == "multistep" and step < len(param.stepvalue) and iteration >= param.stepvalue[step]:
@@ -88,12 +111,17 @@ def advance_step(param: Any, iteration: int, step: int) -> int:
 def learning_rate(param: Any, iteration: int, *, step: int = 0, dialect: Dialect = BVLC) -> float:
     """The learning rate. step: the multistep counter after `advance_step`.
 
+    During the first warmup_iter iterations (Intel Caffe) it goes in a straight line from warmup_start_lr to base_lr,
+    whatever the policy; afterwards the policy counts from iteration 0 all the same.
     Deviation: "poly" beyond max_iter stays at min_lr, where Caffe raises a negative number to a power (NaN).
     """
     if iteration < param.rampup_interval:
         done = iteration / param.rampup_interval
         done = done * done if dialect.rampup_quadratic else done
         rate = param.rampup_lr + (param.base_lr - param.rampup_lr) * done
+    elif iteration < param.warmup_iter:
+        done = iteration / param.warmup_iter
+        rate = param.warmup_start_lr + (param.base_lr - param.warmup_start_lr) * done
     else:
         rate = _policy(param, iteration, step)
     return max(rate, param.min_lr) if dialect.lr_floor and param.HasField("min_lr") else rate
@@ -117,6 +145,10 @@ def _policy(param: Any, t: int, step: int) -> float:
         return (base - param.min_lr) * left**param.power + param.min_lr
     if policy == "sigmoid":
         return base * _logistic(-gamma * (t - param.stepsize))
+    if policy == "multifixed":
+        # stage i lasts through iteration stageiter[i]; behind the last one its rate stays
+        stage = next((i for i, end in enumerate(param.stageiter) if t <= end), len(param.stageiter) - 1)
+        return param.stagelr[stage]
     raise PrototxtError(f"unknown lr_policy '{policy}'", hint=near(policy, LR_POLICIES))
 
 

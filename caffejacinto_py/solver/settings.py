@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 # fields that are read, and why they change nothing
 WITHOUT_EFFECT = {
-    "plateau_winsize": "no Caffe implements lr_policy 'plateau'",
+    "plateau_winsize": "lr_policy 'plateau' is not supported",
     "snapshot_log": "caffe-jacinto stopped reading it in 0.16; metrics.jsonl has the log",
     "sparsity_itr_increment_bfr_applying": "caffe-jacinto 0.17 does not read it",
     "test_and_snapshot_last_epochs": "this version tests and snapshots by iterations only",
@@ -26,6 +26,7 @@ WITHOUT_EFFECT = {
     "eval_type": "the outputs of the test net decide",
     "sparse_mode": "this version does not train sparse nets: weights at zero will move",
     "solver_data_type": "weights and history are kept in float32",
+    "engine": "it chooses between Intel Caffe's kernels",
     "estimate": "the Iteration line shows the speed",
 }
 
@@ -50,6 +51,9 @@ def check(param: Any, where: Where, dialect: Dialect) -> None:
         errors.append(_wrong(where, "regularization_type", text, "L1 or L2"))
     if param.larc and param.larc_policy not in ("scale", "clip"):
         errors.append(_wrong(where, "larc_policy", f"unknown larc_policy '{param.larc_policy}'", "scale or clip"))
+    if param.disabled_update:
+        text = "disabled_update (Intel Caffe) trains without changing the weights; this version always updates"
+        errors.append(_wrong(where, "disabled_update", text, "remove it, or use the time command to measure speed"))
     for field in ("iter_size", "average_loss"):
         if getattr(param, field) < 1:
             errors.append(_wrong(where, field, f"{field} must be at least 1, not {getattr(param, field)}"))

@@ -69,6 +69,29 @@ def test_rampup_and_floor_by_dialect() -> None:
     assert rates(text, [0, 2, 4, 9], dialect=OLD) == pytest.approx([0.1, 0.3, 0.5 / 16, 0.5 / 512])
 
 
+def test_warmup() -> None:
+    text = "warmup_iter: 4 warmup_start_lr: 0.1 "
+    assert rates(text + 'lr_policy: "fixed"', [0, 1, 2, 4, 9]) == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.5])
+    text += 'lr_policy: "multistep" gamma: 0.1 stepvalue: 2 stepvalue: 6'
+    param = doc("base_lr: 0.5 " + text).message
+    lr.check(param)
+    step, found = 0, []
+    for t in range(8):
+        step = lr.advance_step(param, t, step)
+        found.append((step, lr.learning_rate(param, t, step=step)))
+    assert [s for s, _ in found] == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert [r for _, r in found] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.05, 0.05, 0.005, 0.005])
+    assert rates('lr_policy: "step" gamma: 0.5 stepsize: 2 warmup_iter: 2', [0, 1, 2, 4]) == [0, 0.25, 0.25, 0.125]
+
+
+def test_multifixed() -> None:
+    text = """lr_policy: "multifixed" stagelr: 0.5 stagelr: 0.25 stagelr: 0.125
+              stageiter: 2 stageiter: 5 stageiter: 9"""
+    param = doc(text).message
+    lr.check(param)
+    assert [lr.learning_rate(param, t) for t in (0, 2, 3, 5, 6, 9, 10, 99)] == [0.5] * 2 + [0.25] * 2 + [0.125] * 4
+
+
 def test_momentum() -> None:
     param = doc('momentum: 0.5 momentum_policy: "poly" max_momentum: 0.9 momentum_power: 2 max_iter: 10').message
     assert [lr.momentum(param, t, 0.1) for t in (0, 5, 10, 20)] == pytest.approx([0.5, 0.6, 0.9, 0.9])
@@ -92,6 +115,11 @@ def test_weight_decay() -> None:
         ('base_lr: 1\nlr_policy: "stp"', "unknown lr_policy 'stp'", 2, "'step'"),
         ('base_lr: 1\nlr_policy: "plateau"', "unknown lr_policy 'plateau'", 2, "multistep"),
         ('base_lr: 1\nlr_policy: "step" stepsize: 3', "needs gamma", 2, None),
+        ('lr_policy: "multifixed" stagelr: 1', "as many stageiter as stagelr", 1, None),
+        ('lr_policy: "multifixed"\nstagelr: [1, 2] stageiter: [2, 1]', "stageiter must increase", 2, None),
+        ('lr_policy: "multifixed" stagelr: 1 stageiter: 2 warmup_iter: 2', "base_lr is not set", 0, None),
+        ('base_lr: 1 lr_policy: "fixed"\nwarmup_iter: -1', "cannot be negative", 2, None),
+        ('base_lr: 1 lr_policy: "fixed" rampup_interval: 2\nwarmup_iter: 1', "give one of them", 2, None),
         ('base_lr: 1\nlr_policy: "step" gamma: 1\nstepsize: 0', "stepsize must be positive", 3, None),
         ('base_lr: 1\nlr_policy: "poly" power: 1', "needs max_iter", 2, None),
         ('base_lr: 1\nlr_policy: "multistep" gamma: 0.1', "needs stepvalue", 2, None),
