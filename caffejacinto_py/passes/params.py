@@ -5,12 +5,16 @@ Order is Caffe's: layers in order, blobs in order, a shared blob at its first us
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from math import prod
 
 from caffejacinto_py.errors import CaffeError, LayerError, raise_all
 from caffejacinto_py.ir.graph import Graph, Node, Param, Shape, Spec
 from caffejacinto_py.layers.base import Blob
+
+log = logging.getLogger(__name__)
+GROUP_LASSO = ("kernel_shape_decay_mult", "breadth_decay_mult", "block_group_lasso")
 
 
 @dataclass
@@ -54,7 +58,20 @@ def collect(graph: Graph) -> Graph:
             e.loc = e.loc or graph.where(node, *e.field)
             errors.append(e)
     raise_all(errors)
+    _warn(graph)
     return graph.with_nodes(graph.nodes, params=tuple(_close(p) for p in found))
+
+
+def _warn(graph: Graph) -> None:
+    """Say which fields of `param` are read but do nothing: the group lasso of wenwei202's SSL."""
+    for node in graph.nodes:
+        for i, spec in enumerate(node.layer.proto.param):
+            for field in (f.name for f, _ in spec.ListFields() if f.name in GROUP_LASSO):
+                place = graph.where(node, "param", i, field)
+                log.warning(
+                    "%slayer '%s': '%s' of param has no effect: group lasso is not supported",
+                    f"{place}: " if place else "", node.name, field,
+                )  # fmt: skip
 
 
 def _open(node: Node, i: int, blob: Blob, spec: Spec) -> _Open:

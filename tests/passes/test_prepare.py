@@ -165,3 +165,11 @@ def test_a_loss_weight_counts_as_a_reader():
     assert split.loss_weights == (2, 0)
     assert g.node("l2").loss_weights == (0,)
     assert [v.name for v in g.node("p").inputs] == ["l2_l2_0_split_1"]
+
+
+def test_group_lasso_fields_are_named(caplog):
+    more = "param { kernel_shape_decay_mult: 2 block_group_lasso { xdimen: 5 ydimen: 1 } } param { }"
+    with caplog.at_level("WARNING"):
+        graph(DATA, conv("c", "data", more))
+    assert len(caplog.records) == 2
+    assert all("of param has no effect" in r.getMessage() and "layer 'c'" in r.getMessage() for r in caplog.records)
