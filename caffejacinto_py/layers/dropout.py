@@ -20,9 +20,10 @@ class Dropout(Layer):
     """TRAIN: y = x m / (1 - p), m = 0 with probability p, else 1, drawn anew every pass. TEST: y = x.
 
     Bottom and top: any shape, the same.
-    Options: dropout_ratio p (0.5), strictly between 0 and 1. NVCaffe's engine and random_seed are accepted and change
+    Options: dropout_ratio p (0.5), strictly between 0 and 1; scale_train (true; only in files of Fast R-CNN and
+    ADaPTION; false: TRAIN: y = x m, TEST: y = x (1 - p)). NVCaffe's engine and random_seed are accepted and change
     nothing: the seed of the run decides.
-    Source: BVLC dropout_layer.cpp; the same in all forks.
+    Source: BVLC dropout_layer.cpp, the same in all forks; scale_train: Fast R-CNN's dropout_layer.cpp.
     """
 
     may_inplace = True  # backward reads the mask only
@@ -37,6 +38,7 @@ class Dropout(Layer):
         return [ins[0]]
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
-        from caffejacinto_py.layers.modules.norm import Dropout as Module
+        from caffejacinto_py.layers.modules import norm as m
 
-        return Module(self.param.dropout_ratio)
+        ratio = self.param.dropout_ratio
+        return m.Dropout(ratio) if self.param.scale_train else m.UnscaledDropout(ratio)

@@ -68,6 +68,31 @@ def test_under_compile() -> None:
     assert set(y.flatten().tolist()) == {0.0, 2.0}
 
 
+UNSCALED = 'type: "Dropout" dropout_param { dropout_ratio: 0.25 scale_train: false }'
+
+
+def test_scale_train_false_scales_in_test() -> None:
+    check_layer(
+        Case(UNSCALED, [(2, 3, 4, 5)], lambda b, _: [b[0] * 0.75], phase="TEST", phases_agree=False, compiled=True)
+    )
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_scale_train_false_leaves_the_kept_values_alone(inplace: bool, compiled: bool) -> None:
+    torch.manual_seed(0)
+    built = build(UNSCALED, [(301, 251)])
+    built.module.inplace = inplace  # type: ignore[assignment]
+    module = torch.compile(built.module, backend="aot_eager", fullgraph=True) if compiled else built.module
+    x = torch.rand(301, 251, dtype=torch.float64).add_(1).requires_grad_()
+    y = module(x * 1)
+    kept = y != 0
+    assert kept.double().mean().item() == pytest.approx(0.75, abs=0.01)
+    assert torch.equal(y[kept], x[kept])
+    y.sum().backward()
+    assert torch.equal(x.grad, kept.double())
+
+
 @pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5])
 def test_refusals(ratio: float) -> None:
     with pytest.raises(LayerError, match="between 0 and 1") as e:

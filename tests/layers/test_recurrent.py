@@ -192,6 +192,7 @@ def test_traits() -> None:
     ("text", "ins", "tops", "match"),
     [
         ('type: "LSTM"', [X, CONT], 1, "num_output"),
+        ('type: "RNN"', [X, CONT], 1, "num_output"),
         (_text("LSTM"), [(T, N), CONT], 1, r"must be \(T, N, \.\.\)"),
         (_text("LSTM"), [X, (T, N, 1)], 1, "continuation marks"),
         (_text("RNN"), [X, CONT, (N + 1, 4)], 1, "static input"),
