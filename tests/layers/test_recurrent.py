@@ -5,9 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from google.protobuf import text_format
 
+from caffejacinto_py.engine.net import Net
 from caffejacinto_py.errors import LayerError
 from caffejacinto_py.layers.modules import recurrent as m
+from caffejacinto_py.passes import prepare
+from caffejacinto_py.schema import pb
 from tests.layers.harness import Arrays, Case, build, check_layer, layer_of
 
 T, N, D, H = 5, 3, 4, 2
@@ -214,3 +218,43 @@ def test_expected_shapes() -> None:
     layer = layer_of(_text("LSTM", "expose_hidden: true"), bottoms=5, tops=3)
     assert [layer.expects(i, [X, None, None, None, None]) for i in (1, 2, 3, 4)] == [CONT, None, STATE, STATE]
     assert layer_of('type: "LSTMUnit"', bottoms=3, tops=2).expects(2, [(1, 3, 2), None, None]) == (1, 3)
+
+
+CAPTION_NET = """
+layer { name: "in" type: "Input" top: "words" top: "cont" top: "image" top: "target"
+  input_param { shape { dim: 6 dim: 4 } shape { dim: 6 dim: 4 } shape { dim: 4 dim: 5 } shape { dim: 6 dim: 4 } } }
+layer { name: "embed" type: "Embed" bottom: "words" top: "vectors" embed_param {
+  num_output: 8 input_dim: 7 bias_term: false weight_filler { type: "uniform" min: -0.5 max: 0.5 } } }
+layer { name: "lstm" type: "LSTM" bottom: "vectors" bottom: "cont" bottom: "image" top: "h" recurrent_param {
+  num_output: 16 weight_filler { type: "uniform" min: -0.3 max: 0.3 } } }
+layer { name: "scores" type: "InnerProduct" bottom: "h" top: "scores" inner_product_param {
+  num_output: 7 axis: 2 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "scores" bottom: "target" top: "loss"
+  softmax_param { axis: 2 } loss_param { ignore_label: -1 } }
+"""
+
+
+def test_a_captioning_net_learns() -> None:
+    """Embed, LSTM with a static input, a loss over time: the whole road, and a state that counts as the net's."""
+    net = Net(prepare(text_format.Parse(CAPTION_NET, pb.NetParameter())), seed=1)
+    assert [p.node for p in net.learnable] == ["embed", *["lstm"] * 4, *["scores"] * 2]
+    rng = torch.Generator().manual_seed(0)
+    words = torch.randint(0, 7, (6, 4), generator=rng).float()
+    cont = torch.ones(6, 4)
+    cont[0] = cont[3, 1] = 0
+    target = words.roll(-1, 0)
+    target[5] = -1
+    feed = {"words": words, "cont": cont, "image": torch.randn(4, 5, generator=rng), "target": target}
+    optimizer = torch.optim.Adam([p.param for p in net.learnable], 0.03)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = net(feed).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.1
+    state = dict(net.named_buffers())
+    assert {n.rsplit(".", 1)[1] for n in state} == {"h", "c"}
+    assert all(b.any() for b in state.values())
