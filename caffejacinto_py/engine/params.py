@@ -69,6 +69,8 @@ def _initial(graph: Graph, node: Node, p: Param, rng: np.random.Generator) -> np
     blob = node.layer.blobs([graph.shapes[v] for v in node.inputs])[p.index]
     if len(node.proto.blobs) > p.index:
         return _given(node, p.index, tuple(blob.shape))
+    if blob.value is not None:
+        return np.asarray(blob.value)
     if blob.filler is None:
         return np.zeros(blob.shape, np.float32)
     try:

@@ -8,7 +8,7 @@ lives in `layers/modules/` and is imported inside `module()` only, so that shape
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from caffejacinto_py.errors import LayerError
@@ -27,13 +27,15 @@ class Blob:
 
     filler: a FillerParameter message, or None for zeros. lr_mult / decay_mult: what the layer forces, whatever the
     prototxt says
-    (BatchNorm statistics: 0); None: the prototxt decides, default 1.
+    (BatchNorm statistics: 0); None: the prototxt decides, default 1. value: initial values instead of the filler's, a
+    float32 array whose memory becomes the blob's (Python layers).
     """
 
     shape: Shape
     filler: Any = None
     lr_mult: float | None = None
     decay_mult: float | None = None
+    value: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,15 @@ class Context:
     """What a layer may know of its surroundings.
 
     probe: opens the data of a source layer and returns the shapes of its tops; None where data must not be touched
-    (`check`), then a source answers from its fields and `data_shape` (C, H, W).
+    (`check`), then a source answers from its fields and `data_shape` (C, H, W). python_layers: whether Python layers may
+    run the code they name.
     """
 
     phase: str = "TRAIN"
     dialect: Dialect = BVLC
     probe: Callable[[Layer], Sequence[Shape]] | None = None
     data_shape: Shape = (3, 224, 224)
+    python_layers: bool = False
 
     @property
     def train(self) -> bool:
@@ -75,6 +79,7 @@ class Layer:
     saves_output: ClassVar[bool] = False  # backward reads the layer's own output: nobody may overwrite it
     is_view: ClassVar[bool] = False  # the top may share memory with the bottom
     stateful_forward: ClassVar[bool] = False  # a training forward changes state (BN statistics, RNG)
+    lasting: ClassVar[bool] = False  # holds user state: one object for the life of a net, also across reshapes
     channels_last: ClassVar[bool] = True  # runs on channels_last tensors without converting back
 
     def __init__(self, proto: Any, context: Context, ntop: int) -> None:

@@ -10,7 +10,9 @@ from caffejacinto_py.layers.base import Layer
 
 
 class UnknownLayer(LayerError):
-    """A layer type that is not registered."""
+    """A layer of `type`, of which nothing is known: not registered, or user code that may not run."""
+
+    type = ""
 
 
 _TYPES: dict[str, type[Layer]] = {}
@@ -65,7 +67,9 @@ def find(type: str, *, name: str = "", loc: Loc | None = None) -> type[Layer]:
         return _TYPES[type]
     owner = next((fork for fork, names in _OWNERS.items() if type in names.split()), None)
     hint = f"'{type}' is a layer of {owner}, not supported yet" if owner else near(type, _TYPES)
-    raise UnknownLayer(f"layer '{name}': unknown layer type '{type}'", loc=loc, field=("type",), hint=hint)
+    error = UnknownLayer(f"layer '{name}': unknown layer type '{type}'", loc=loc, field=("type",), hint=hint)
+    error.type = type
+    raise error
 
 
 def make(proto: Any, context: Any, ntop: int, loc: Loc | None = None) -> Layer:

@@ -23,7 +23,9 @@ def infer(graph: Graph, context: Context, *, given: Mapping[str, Shape] | None =
     nodes: list[Node] = []
     errors: list[CaffeError] = []
     for node in graph.nodes:
-        layer = make(node.proto, context, len(node.outputs), node.loc)
+        layer = node.layer
+        if layer is None or not layer.lasting:
+            layer = make(node.proto, context, len(node.outputs), node.loc)
         nodes.append(replace(node, layer=layer))
         if any(v not in shapes for v in node.inputs):
             continue  # an earlier layer failed: its error is enough

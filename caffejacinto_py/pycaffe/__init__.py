@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from caffejacinto_py.layers.modules.blob import Blob
+from caffejacinto_py.layers.modules.python import PythonLayer as Layer
 from caffejacinto_py.pycaffe import io
-from caffejacinto_py.pycaffe.blob import Blob
 from caffejacinto_py.pycaffe.install import install_as_caffe
 from caffejacinto_py.pycaffe.mode import TEST, TRAIN, set_device, set_mode_cpu, set_mode_gpu, set_random_seed
 from caffejacinto_py.pycaffe.net import Net
@@ -18,8 +19,8 @@ from caffejacinto_py.pycaffe.solvers import (
 )
 
 __all__ = [
-    "TEST", "TRAIN", "AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "Blob", "NesterovSolver", "Net", "RMSPropSolver",
-    "SGDSolver", "get_solver", "install_as_caffe", "io", "layer_type_list", "set_device", "set_mode_cpu",
+    "TEST", "TRAIN", "AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "Blob", "Layer", "NesterovSolver", "Net",
+    "RMSPropSolver", "SGDSolver", "get_solver", "install_as_caffe", "io", "layer_type_list", "set_device", "set_mode_cpu",
     "set_mode_gpu", "set_random_seed",
 ]  # fmt: skip
 

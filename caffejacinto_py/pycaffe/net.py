@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,9 @@ from caffejacinto_py.engine.layerwise import Tape
 from caffejacinto_py.engine.net import Net as Engine
 from caffejacinto_py.errors import UsageError, near
 from caffejacinto_py.ir.graph import Graph, Node, Value
+from caffejacinto_py.layers.modules.blob import ParamBlob, ParamMemory, Top
 from caffejacinto_py.passes import backward, finish, prepare, shapes, splits
-from caffejacinto_py.pycaffe.blob import ParamBlob, ParamMemory, Top
+from caffejacinto_py.pycaffe.batches import InBatches
 from caffejacinto_py.pycaffe.mode import MODE, phase_name
 from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import read_model, write_model
@@ -23,18 +24,21 @@ from caffejacinto_py.solver.feed import Feed
 
 
 class LayerView(NamedTuple):
-    """An entry of `net.layers`."""
+    """An entry of `net.layers`; for a Python layer the user's own object stands there."""
 
     type: str
     blobs: list[ParamBlob]
 
 
-class Net:
+Callback = Callable[[int], Any]
+
+
+class Net(InBatches):
     """`Net(prototxt, phase)`, `Net(prototxt, weights, phase)`, or with keywords `level`, `stages`, `weights`.
 
     Layers run one at a time: data layers deliver a new batch on every forward, `Input` blobs are the user's. Split
     layers stand where Caffe puts them. Parameter gradients accumulate until `clear_param_diffs`; bottom gradients are
-    overwritten.
+    overwritten. Python layers run.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class Net:
         from caffejacinto_py.data import probe
 
         doc = load_net(os.fspath(network_file))
-        graph = prepare(doc, phase=phase_name(phase), level=level, stages=stages, probe=probe)
+        graph = prepare(doc, phase=phase_name(phase), level=level, stages=stages, probe=probe, python_layers=True)
         self._open(graph, None, share=None)
         if weights is not None:
             self.copy_from(weights)
@@ -64,6 +68,7 @@ class Net:
 
     def _open(self, graph: Graph, feed: Feed | None, *, share: Engine | None) -> None:
         self._blobs: dict[Value | str, Top] = {}
+        self._callbacks: dict[str, list[Callback]] = {}
         self._build(graph, share=share)
         self._feed = feed or Feed(self._net, seed=MODE.seed or 0)
 
@@ -77,12 +82,7 @@ class Net:
         self._modules = [None if n.layer.source else next(modules) for n in self._graph.nodes]
         self._tape = Tape()
         self._place_blobs()
-        old = {id(b._data.param): b for blobs in getattr(self, "params", {}).values() for b in blobs}
-        made: dict[int, ParamBlob] = {}
-        self.params = OrderedDict(
-            (name, [made.setdefault(id(p), old.get(id(p)) or ParamBlob(p)) for p in params])
-            for name, params in self._net.params.items()
-        )
+        self.params = OrderedDict((name, [ParamBlob.of(p) for p in ps]) for name, ps in self._net.params.items())
 
     def _place_blobs(self) -> None:
         """A Blob for every name (versions of an in-place chain share one), with the loss weight in its diff."""
@@ -122,11 +122,14 @@ class Net:
         return OrderedDict((name, weights[name]) for name in self.blobs)
 
     @property
-    def layers(self) -> list[LayerView]:
-        return [LayerView(n.type, self.params.get(n.name, [])) for n in self._graph.nodes]
+    def layers(self) -> list[Any]:
+        """An object with `type` and `blobs` for each layer: a LayerView, or the user's object of a Python layer."""
+        views = (LayerView(n.type, self.params.get(n.name, [])) for n in self._graph.nodes)
+        users = (getattr(n.layer, "instance", None) for n in self._graph.nodes)
+        return [view if user is None else user for view, user in zip(views, users, strict=True)]
 
     @property
-    def layer_dict(self) -> OrderedDict[str, LayerView]:
+    def layer_dict(self) -> OrderedDict[str, Any]:
         return OrderedDict(zip(self._layer_names, self.layers, strict=True))
 
     @property
@@ -183,18 +186,23 @@ class Net:
         loss = 0.0
         for i in range(first, last + 1):
             node = self._graph.nodes[i]
+            self._call("before_forward", i)
             tops = self._source(node) if node.layer.source else self._layer(i, node, values)
             for v, top, weight in zip(node.outputs, tops, node.loss_weights, strict=True):
                 values[v] = top
+                self._blobs[_key(v)].reshape(*top.shape)  # user code may decide on its tops' shapes anew
                 self._blobs[_key(v)]._data.put(top)
                 if weight:
                     loss += weight * float(top.sum())
+            self._call("after_forward", i)
         self._params_from_net()
         return loss
 
     def _layer(self, i: int, node: Node, values: dict[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         module = self._modules[i]
         assert module is not None
+        if self._callbacks:
+            values = {}  # they may have written into blobs
         bottoms = [values[v] if v in values else self._blobs[_key(v)]._data.take(self._net.device) for v in node.inputs]
         return self._tape.forward(i, node, module, bottoms)
 
@@ -211,6 +219,7 @@ class Net:
             node = self._graph.nodes[i]
             if not node.backward:
                 continue
+            self._call("before_backward", i)
             if i not in self._tape:
                 raise UsageError(f"backward through layer '{node.name}', which has not run forward yet")
             diffs = [self._blobs[_key(v)]._diff.take(self._net.device) for v in node.outputs]
@@ -218,17 +227,29 @@ class Net:
             for v, diff in zip(node.inputs, found, strict=True):
                 if diff is not None:
                     self._blobs[_key(v)]._diff.put(diff)
+            self._call("after_backward", i)
         self._params_from_net()
 
-    def _show(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Let the blobs hold what a pass outside of this view left: tops by name; a split has what its bottom has."""
-        known = dict(values)
-        for node in self._graph.nodes:
-            for v in node.outputs:
-                if v.name not in known and node.inputs:
-                    known[v.name] = known[node.inputs[0].name]
-                if v.name in known:
-                    self._blobs[_key(v)]._data.put(known[v.name])
+    # --- callbacks ---------------------------------------------------------------------------------------------------
+    def before_forward(self, call: Callback) -> None:
+        """Have `call(number of the layer)` called before each layer's forward."""
+        self._callbacks.setdefault("before_forward", []).append(call)
+
+    def after_forward(self, call: Callback) -> None:
+        """... after each layer's forward, when its tops stand in `blobs`."""
+        self._callbacks.setdefault("after_forward", []).append(call)
+
+    def before_backward(self, call: Callback) -> None:
+        """... before the backward of each layer that takes part."""
+        self._callbacks.setdefault("before_backward", []).append(call)
+
+    def after_backward(self, call: Callback) -> None:
+        """... after it, when its gradients stand in `blobs` and `params`."""
+        self._callbacks.setdefault("after_backward", []).append(call)
+
+    def _call(self, moment: str, layer: int) -> None:
+        for call in self._callbacks.get(moment, ()):
+            call(layer)
 
     def reshape(self) -> None:
         """Adapt all layers to the shapes that the input blobs were given."""

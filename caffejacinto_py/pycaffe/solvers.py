@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 
-from caffejacinto_py.engine.net import Net as Engine
-from caffejacinto_py.ir.graph import Value
+from caffejacinto_py.engine.net import Result
 from caffejacinto_py.pycaffe.mode import MODE
 from caffejacinto_py.pycaffe.net import Net
 from caffejacinto_py.schema.upgrade import load_solver
 from caffejacinto_py.solver import Solver as Loop
 from caffejacinto_py.solver import lr
+from caffejacinto_py.solver.loop import Callbacks
 
 
 class Solver:
     """A solver of the type its prototxt names. Trains where `set_mode_cpu` / `set_mode_gpu` say, not its solver_mode.
 
-    net, test_nets: live views. After `step` and `solve` the blobs of `net` hold the last pass.
+    net, test_nets: live views. After `step` and `solve` the blobs of `net` hold the last pass, with its gradients.
     """
 
     _type: ClassVar[str | None] = None
@@ -30,8 +31,9 @@ class Solver:
             doc.message.type = self._type
         if MODE.seed is not None and not doc.message.HasField("random_seed"):
             doc.message.random_seed = MODE.seed
-        self._loop = Loop(doc, device=MODE.device, layout="nchw")
-        self._seen = Watch(self._loop.net)
+        self._loop = Loop(doc, device=MODE.device, layout="nchw", python_layers=True)
+        self._last = 0
+        self._loop.callbacks.append(Callbacks(self._choose_pass, lambda: None))
         self.net = Net.of_engine(self._loop.net, self._loop.feed)
         pairs = zip(self._loop.test_nets, self._loop.test_feeds, strict=True)
         self.test_nets = [Net.of_engine(net, feed) for net, feed in pairs]
@@ -53,15 +55,12 @@ class Solver:
 
     def step(self, n: int) -> None:
         """Run n iterations. `Input` layers deliver what stands in their blobs."""
-        self._before()
-        self._loop.step(n)
-        self._after()
+        self._run(self._loop.iter + n, lambda: self._loop.step(n))
 
     def solve(self, resume: str | os.PathLike[str] | None = None) -> None:
         """Train to max_iter, from a .solverstate if one is given."""
-        self._before()
-        self._loop.solve(os.fspath(resume) if resume is not None else None)
-        self._after()
+        file = os.fspath(resume) if resume is not None else None
+        self._run(self._loop.param.max_iter, lambda: self._loop.solve(file))
 
     def apply_update(self) -> None:
         """Change the weights by the gradients that stand in `net.params`."""
@@ -79,32 +78,51 @@ class Solver:
         self._loop.restore(os.fspath(state_file))
         self.net._params_from_net()
 
-    def _before(self) -> None:
+    def share_weights(self, net: Net) -> None:
+        """Let another net use the memory of this solver's weights (layers of the same name)."""
+        net.share_with(self.net)
+
+    def add_callback(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any]) -> None:
+        """Have functions called in every iteration: before its passes, and between backward and update. They may read
+        and write `net`'s parameters and gradients."""
+
+        def synced(call: Callable[[], Any]) -> Callable[[], None]:
+            def run() -> None:
+                self.net._params_from_net()
+                call()
+                self.net._params_to_net()
+
+            return run
+
+        self._loop.callbacks.append(Callbacks(synced(on_start), synced(on_gradients_ready)))
+
+    # --- running -----------------------------------------------------------------------------------------------------
+    def _run(self, until: int, train: Callable[[], None]) -> None:
         self.net._params_to_net()
         for node in self.net._graph.nodes:
             if node.layer.source == "input":
                 feeder: Any = self._loop.feed.feeders[node.name]
                 feeder.reset(*(self.net.blobs[v.name].data for v in node.outputs))
+        self._last = until - 1
+        try:
+            train()
+        finally:
+            self.net._params_from_net()
 
-    def _after(self) -> None:
-        self.net._params_from_net()
-        self.net._show({**self._seen.values, **self._loop.feed.last})
+    def _choose_pass(self) -> None:
+        """Run the last iteration layer by layer, so that all of its blobs and gradients can be looked at; earlier ones
+        only where the user follows the layers, because it is slower."""
+        look = self._loop.iter == self._last or self.net._callbacks
+        self._loop.one_pass = self._pass if look else None
 
-
-class Watch:
-    """Keeps the tops of the last training pass of a net, by blob name."""
-
-    def __init__(self, net: Engine) -> None:
-        self.values: dict[str, torch.Tensor] = {}
-        for step, module in zip(net.plan.steps, net.layers, strict=True):
-            module.register_forward_hook(self._recorder(step.node.outputs))
-
-    def _recorder(self, tops: tuple[Value, ...]) -> Any:
-        def record(module: torch.nn.Module, args: Any, out: Any) -> None:
-            outs = out if isinstance(out, tuple) else (out,)
-            self.values.update((v.name, o.detach()) for v, o in zip(tops, outs, strict=True))
-
-        return record
+    def _pass(self) -> Result:
+        net, last = self.net, len(self.net._graph.nodes) - 1
+        net._params_from_net()
+        loss = net._forward(0, last)
+        net._backward(last, 0)
+        values = {name: blob._data.take(self._loop.device) for name, blob in net.blobs.items()}
+        self._loop.feed.last = {top: values[top] for source in self._loop.net.sources for top in source.tops}
+        return Result(torch.tensor(loss), {name: values[name] for name in net.outputs})
 
 
 class SGDSolver(Solver):

@@ -62,13 +62,15 @@ def build_net(
     seed: int,
     share: Net | None = None,
     layout: str = "auto",
+    python_layers: bool = False,
 ) -> Net:
     """One net of a solver, with parameters filled or shared."""
     if device.type == "cpu" and share is None:
         tune()
     for notice in source.doc.notices:
         log.info("%s: %s", source.label, notice)
-    graph = prepare(source.doc, phase=phase, level=source.level, stages=source.stages, dialect=dialect, probe=probe)
+    state: dict[str, Any] = {"phase": phase, "level": source.level, "stages": source.stages}
+    graph = prepare(source.doc, dialect=dialect, probe=probe, python_layers=python_layers, **state)
     return Net(graph, device=device, share=share, seed=seed, layout=layout)
 
 

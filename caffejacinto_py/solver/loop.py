@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,13 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 20  # iterations between looks at the loss on a GPU, where each look waits for the device
 
 
+class Callbacks(NamedTuple):
+    """Called in every iteration: before its passes, and when its gradients are complete."""
+
+    on_start: Callable[[], Any]
+    on_gradients_ready: Callable[[], Any]
+
+
 class Solver(Resumable):
     """Trains a net as a solver prototxt says.
 
@@ -38,7 +45,7 @@ class Solver(Resumable):
     weights: files to start from, replacing the solver's `weights`. level, stages: added to the train net's state.
     on_nan: "stop" raises CaffeError at a loss that is NaN or infinite, "warn" goes on.
     workers: feeder threads per data layer. metrics, tensorboard: where records go (see `Metrics`).
-    sigint, sighup: "stop", "snapshot" or "none", while `solve` runs.
+    sigint, sighup: "stop", "snapshot" or "none", while `solve` runs. python_layers: Python layers may run their code.
 
     Raises PrototxtError, LayerError, DataError, WeightsError or ManyErrors before anything is trained.
     """
@@ -59,6 +66,7 @@ class Solver(Resumable):
         sigint: str = "stop",
         sighup: str = "snapshot",
         layout: str = "auto",
+        python_layers: bool = False,
     ) -> None:
         if on_nan not in ("stop", "warn"):
             raise UsageError(f"on_nan '{on_nan}' is unknown", hint="stop or warn")
@@ -77,7 +85,9 @@ class Solver(Resumable):
         self.device = build.choose_device(param, device)
         self.seed = build.choose_seed(param)
         build.seed_everything(self.seed)
-        options: dict[str, Any] = {"dialect": self.dialect, "device": self.device, "layout": layout}
+        options: dict[str, Any] = {
+            "dialect": self.dialect, "device": self.device, "layout": layout, "python_layers": python_layers
+        }  # fmt: skip
         self.net: Net = build.build_net(train, "TRAIN", seed=self.seed, **options)
         self.test_nets: list[Net] = [
             build.build_net(t, "TEST", seed=self.seed + 1 + i, share=self.net, **options) for i, t in enumerate(tests)
@@ -93,6 +103,8 @@ class Solver(Resumable):
         self.clock = Clock()
         self.metrics = Metrics(metrics, tensorboard=tensorboard)
         self.stopped = False
+        self.callbacks: list[Callbacks] = []
+        self.one_pass: Callable[[], Result] | None = None  # instead of a whole pass of `net`: pycaffe's, layer by layer
         self._weights = loss_weights(self.net)
 
     def _open(self, source: Any) -> None:
@@ -166,11 +178,15 @@ class Solver(Resumable):
                 self.test_all()
                 if self.stopped:
                     break
+            for call in self.callbacks:
+                call.on_start()
             display = bool(param.display) and self.iter % param.display == 0
             result = self.forward_backward(debug=display and param.debug_info)
             self._look(display)
             if display:
                 self._display(result)
+            for call in self.callbacks:
+                call.on_gradients_ready()
             self.apply_update(display=display)
             self.iter += 1
             self.clock.count(self.feed.batch * param.iter_size)
@@ -193,11 +209,12 @@ class Solver(Resumable):
         """iter_size passes that add up gradients. Their mean loss is recorded. Returns the last result."""
         total: Tensor | None = None
         for _ in range(self.param.iter_size):
-            batch = self.feed.next()
             if debug:
-                result = watch.debug_pass(self.net, batch)
+                result = watch.debug_pass(self.net, self.feed.next())
+            elif self.one_pass is not None:
+                result = self.one_pass()
             else:
-                result = self.net(batch)
+                result = self.net(self.feed.next())
                 if result.loss.requires_grad:
                     result.loss.backward()
             loss = result.loss.detach()

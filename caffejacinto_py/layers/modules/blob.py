@@ -1,4 +1,6 @@
-"""Blob: what pycaffe users read and write as numpy arrays, kept in step with torch tensors on any device."""
+"""Blob: what users of pycaffe and Python layers read and write as numpy arrays, kept in step with torch tensors on any
+device.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +65,7 @@ class ParamMemory:
         self.param = param
         self.grad = grad
         self._host: np.ndarray | None = None  # mirror of a parameter on a GPU
+        self._shown: torch.Tensor | None = None  # the gradient on a CPU that somebody has an array of
 
     @property
     def shape(self) -> Shape:
@@ -78,6 +81,7 @@ class ParamMemory:
     def view(self) -> np.ndarray:
         tensor = self.tensor()
         if tensor.device.type == "cpu":
+            self._shown = tensor if self.grad else None
             return tensor.numpy()
         if self._host is None:
             self._host = tensor.cpu().numpy()
@@ -92,6 +96,10 @@ class ParamMemory:
         """Refresh the mirror. Call after the net or the solver ran."""
         if self._host is not None:
             np.copyto(self._host, self.tensor().numpy(force=True))
+        shown = self._shown
+        if shown is not None and self.param.grad is not shown and self.tensor().device.type == "cpu":
+            # training drops gradients and makes new ones: the array that was handed out goes on as the gradient
+            self.param.grad = shown.copy_(self.tensor())
 
     def zero(self) -> None:
         self.tensor().zero_()
@@ -101,7 +109,7 @@ class ParamMemory:
         if not self.grad:
             self.param.data = self.param.data.new_zeros(shape)
             self.param.grad = None
-        self._host = None
+        self._host = self._shown = None
 
 
 class Blob:
@@ -168,3 +176,10 @@ class ParamBlob(Blob):
 
     def __init__(self, param: torch.nn.Parameter) -> None:
         super().__init__(ParamMemory(param, grad=False), ParamMemory(param, grad=True))
+
+    @classmethod
+    def of(cls, param: torch.nn.Parameter) -> ParamBlob:
+        """The one blob of a parameter, so that everybody's arrays are the same."""
+        if not hasattr(param, "_caffe_blob"):
+            param._caffe_blob = cls(param)  # type: ignore[attr-defined]
+        return param._caffe_blob  # type: ignore[attr-defined, no-any-return]
