@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caffejacinto_py.layers.base import Blob, Layer, Shape
 from caffejacinto_py.layers.fillers import filled_blob
@@ -25,14 +25,23 @@ class InnerProduct(Layer):
     Blobs: W (num_output, K), or (K, num_output) if transpose; b (num_output) if bias_term.
     Options: num_output; bias_term (true); weight_filler and bias_filler (zeros); axis (1): the first axis that is
     summed over, negative counts from the end; transpose (false): layout of W only.
-    Source: BVLC inner_product_layer.cpp; the same in all forks.
+    normalize (false; happynear, AMSoftmax): every pass first scales each row of W to length 1, in place, by
+    1 / sqrt(sum of squares + 1e-6); the gradient is that of the plain product, as in C++. Not with transpose, where C++
+    scales numbers that belong to no row.
+    Source: BVLC inner_product_layer.cpp, the same in all forks; happynear/caffe-windows for normalize.
     """
 
     channels_last = False  # flattening wants C order: a channels_last bottom is copied
 
+    def __init__(self, proto: Any, context: Any, ntop: int) -> None:
+        super().__init__(proto, context, ntop)
+        self.stateful_forward = self.param.normalize  # type: ignore[misc]
+
     def _first(self, ins: Sequence[Shape]) -> int:
         if self.param.num_output < 1:
             raise self.fail("num_output must be given and positive", FIELD, "num_output")
+        if self.param.normalize and self.param.transpose:
+            raise self.fail("normalize does not go with transpose", FIELD, "normalize")
         return self.axis(self.param.axis, len(ins[0]), FIELD, "axis")
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
@@ -44,10 +53,11 @@ class InnerProduct(Layer):
         return [weight, filled_blob(self, (n,), "bias_filler")] if self.param.bias_term else [weight]
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
-        from caffejacinto_py.layers.modules.conv import InnerProduct as Module
+        from caffejacinto_py.layers.modules import conv as m
 
         bias = blobs[1] if len(blobs) > 1 else None
-        return Module(blobs[0], bias, axis=self._first(ins), transpose=self.param.transpose)
+        kind = m.UnitInnerProduct if self.param.normalize else m.InnerProduct
+        return kind(blobs[0], bias, axis=self._first(ins), transpose=self.param.transpose)
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         return math.prod(outs[0]) * math.prod(ins[0][self._first(ins) :])

@@ -12,9 +12,6 @@ FOREIGN: dict[str, dict[str, str]] = {
         "momentum": "write 'moving_average_fraction'",
         "frozen": "'frozen' is from PSPNet; write 'use_global_stats: true'",
     },
-    "InnerProductParameter": {
-        "normalize": "'normalize' is from SphereFace and its relatives",
-    },
     "ConvolutionParameter": {
         "filler_weight": "write 'weight_filler'",
         "kernel_dilation": "write 'dilation'",

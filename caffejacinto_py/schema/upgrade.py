@@ -86,11 +86,12 @@ def input_layer(message: Any, locs: Locs) -> list[str]:
     root = locs.root
     if not shapes:
         dims = message.input_dim
-        if len(dims) not in (0, 4 * len(message.input)):
+        axes = _axes(dims, message.input)
+        if len(dims) not in (0, axes * len(message.input)):
             wanted = 4 * len(message.input)
             text = f"{len(message.input)} inputs need {wanted} 'input_dim' values, but there are {len(dims)}"
             raise PrototxtError(text, loc=locs.find(("input_dim", 0)), hint="or write 'input_shape { dim: ... }'")
-        shapes = [pb.BlobShape(dim=dims[i : i + 4]) for i in range(0, len(dims), 4)]
+        shapes = [pb.BlobShape(dim=dims[i : i + axes]) for i in range(0, len(dims), axes)]
     elif len(shapes) not in (1, len(message.input)):
         text = f"{len(message.input)} inputs but {len(shapes)} 'input_shape'"
         raise PrototxtError(text, loc=locs.find(("input_shape", 0)), hint="one input_shape for each input")
@@ -111,6 +112,11 @@ def input_layer(message: Any, locs: Locs) -> list[str]:
     return ["'input' fields upgraded to an Input layer"]
 
 
+def _axes(dims: Any, inputs: Any) -> int:
+    """How many `input_dim` one input has: 4, in C3D's nets 5 (N, C, L, H, W)."""
+    return 5 if dims and len(dims) == 5 * len(inputs) else 4
+
+
 def _clear_inputs(message: Any, root: Field) -> None:
     for name in ("input", "input_shape", "input_dim"):
         message.ClearField(name)
@@ -125,9 +131,10 @@ def _input_place(root: Field) -> Field:
     shapes = root.children.get("input_shape", [])
     if not shapes:
         dims = root.children.get("input_dim", [])
-        for i in range(0, len(dims), 4):
+        axes = _axes(dims, inputs)
+        for i in range(0, len(dims), axes):
             shape = Field("shape", dims[i].start, dims[i].at, dims[i].end)
-            shape.children["dim"] = dims[i : i + 4]
+            shape.children["dim"] = dims[i : i + axes]
             shapes = [*shapes, shape]
     if shapes:
         param = Field("input_param", shapes[0].start, shapes[0].at, shapes[0].end)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from caffejacinto_py.errors import LayerError
-from tests.layers.harness import Case, check_layer, layer_of
+from tests.layers.harness import Case, build, check_layer, layer_of
 
 
 def case(text: str, shape: tuple[int, ...], axis: int, transpose: bool = False, **kw) -> Case:
@@ -34,6 +35,22 @@ def test_contract(name: str) -> None:
     check_layer(CASES[name])
 
 
+def test_normalize_scales_the_rows_and_not_the_gradient() -> None:
+    text = 'type: "InnerProduct" inner_product_param { num_output: 2 normalize: true bias_term: false }'
+    w = np.array([[3.0, 4.0], [0.0, 2.0]])
+    built = build(text, [(1, 2)], blobs=[w])
+    x = torch.tensor([[5.0, 10.0]], dtype=torch.float64, requires_grad=True)
+    (y,) = built(x)
+    unit = w / np.sqrt((w**2).sum(1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(built.blobs[0].detach().numpy(), unit, rtol=1e-12)
+    np.testing.assert_allclose(y.detach().numpy(), x.detach().numpy() @ unit.T, rtol=1e-12)
+    y.backward(torch.tensor([[1.0, 3.0]], dtype=torch.float64))
+    assert built.blobs[0].grad.tolist() == [[5, 10], [15, 30]]
+    np.testing.assert_allclose(x.grad.numpy(), np.array([[1.0, 3.0]]) @ unit, rtol=1e-12)
+    assert layer_of(text).stateful_forward
+    assert not layer_of('type: "InnerProduct" inner_product_param { num_output: 2 }').stateful_forward
+
+
 def test_blobs_and_macs() -> None:
     for text, shape in (("", (10, 48)), ("transpose: true", (48, 10))):
         layer = layer_of(f'type: "InnerProduct" inner_product_param {{ num_output: 10 {text} }}')
@@ -44,7 +61,12 @@ def test_blobs_and_macs() -> None:
 
 @pytest.mark.parametrize(
     ("text", "field"),
-    [("", "num_output"), ("num_output: 0", "num_output"), ("num_output: 1 axis: 2", "axis")],
+    [
+        ("", "num_output"),
+        ("num_output: 0", "num_output"),
+        ("num_output: 1 axis: 2", "axis"),
+        ("num_output: 1 normalize: true transpose: true", "normalize"),
+    ],
 )
 def test_refusals(text: str, field: str) -> None:
     with pytest.raises(LayerError) as e:

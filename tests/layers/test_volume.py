@@ -159,6 +159,14 @@ def test_old_nets() -> None:
     assert found[2].interp_param.zoom_factor == 8
 
 
+def test_inputs_of_c3d_have_five_dims() -> None:
+    head = 'input: "data" input_dim: [30, 3, 16, 112, 112] '
+    doc = parse(head + 'layers { name: "a" type: CONVOLUTION3D bottom: "data" top: "a" }', "NetParameter")
+    upgrade_net(doc.message, doc.locs)
+    assert list(doc.message.layer[0].input_param.shape[0].dim) == [30, 3, 16, 112, 112]
+    assert doc.locs.find(("layer", 0, "input_param", "shape", 0, "dim", 4)) is not None
+
+
 @pytest.mark.parametrize(
     ("text", "ins", "field", "words"),
     [

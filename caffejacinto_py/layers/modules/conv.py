@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -85,3 +86,12 @@ class InnerProduct(nn.Module):
 
     def extra_repr(self) -> str:
         return f"weight={tuple(self.weight.shape)}, bias={self.bias is not None}, axis={self.axis}"
+
+
+class UnitInnerProduct(InnerProduct):
+    """The rows of W are scaled to length 1 first, in place; the gradient knows nothing of it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.weight.mul_(torch.rsqrt(self.weight.square().sum(1, keepdim=True) + 1e-6))
+        return super().forward(x)
