@@ -28,18 +28,19 @@ class _LSTMSequence(torch.autograd.Function):
         h_in, c, c_in, squashed = inputs.new_empty(4, steps, n, hidden).unbind()
         keep = cont.unsqueeze(2)
         transposed = weight.t()
-        last_h, last_c = h0, c0
-        for t in range(steps):
-            torch.mul(last_h, keep[t], out=h_in[t])
-            torch.mul(last_c, keep[t], out=c_in[t])
-            torch.addmm(inputs[t], h_in[t], transposed, out=gates[t])
-            gates[t, :, : 3 * hidden].sigmoid_()
-            gates[t, :, 3 * hidden :].tanh_()
-            i, f, o, g = gates[t].split(hidden, 1)
-            torch.mul(f, c_in[t], out=c[t]).addcmul_(i, g)
-            torch.tanh(c[t], out=squashed[t])
-            torch.mul(o, squashed[t], out=h[t])
-            last_h, last_c = h[t], c[t]
+        logistic = gates[..., : 3 * hidden]
+        # all views of single steps at once: one by one they cost a tenth of the time
+        whole = (keep, inputs, gates, logistic, *gates.split(hidden, 2), h_in, c_in, c, squashed, h)
+        for k, x, z, ifo, i, f, o, g, hk, ck, ct, st, ht in zip(*(v.unbind() for v in whole)):
+            torch.mul(h0, k, out=hk)
+            torch.mul(c0, k, out=ck)
+            torch.addmm(x, hk, transposed, out=z)
+            ifo.sigmoid_()
+            g.tanh_()
+            torch.mul(f, ck, out=ct).addcmul_(i, g)
+            torch.tanh(ct, out=st)
+            torch.mul(o, st, out=ht)
+            h0, c0 = ht, ct
         ctx.save_for_backward(weight, keep, gates, h_in, c_in, squashed)
         return h, c[-1].clone()
 
@@ -60,14 +61,17 @@ class _LSTMSequence(torch.autograd.Function):
         d = torch.empty_like(gates)
         dh = torch.zeros_like(dh_out[0])
         per_gate, factors = d.view(steps, n, 4, hidden), factor.view(steps, n, 4, hidden)
-        for t in range(steps - 1, -1, -1):
-            dh = dh_out[t] + dh
-            dc = torch.addcmul(dc, dh, through[t])
-            torch.mul(factors[t, :, :2], dc.unsqueeze(1), out=per_gate[t, :, :2])
-            torch.mul(factors[t, :, 2], dh, out=per_gate[t, :, 2])
-            torch.mul(factors[t, :, 3], dc, out=per_gate[t, :, 3])
-            dc = dc * forget[t]
-            dh = (d[t] @ weight).mul_(keep[t])
+        both = [v for pair in zip(factors.split((2, 1, 1), 2), per_gate.split((2, 1, 1), 2)) for v in pair]
+        whole = (dh_out, through, forget, keep, d, *both)
+        for dy, th, fg, k, dt, q_if, d_if, q_o, d_o, q_g, d_g in zip(*(reversed(v.unbind()) for v in whole)):
+            dh = dy + dh
+            dc = torch.addcmul(dc, dh, th)
+            each = dc.unsqueeze(1)
+            torch.mul(q_if, each, out=d_if)
+            torch.mul(q_o, dh.unsqueeze(1), out=d_o)
+            torch.mul(q_g, each, out=d_g)
+            dc = dc * fg
+            dh = (dt @ weight).mul_(k)
         dw = d.view(-1, 4 * hidden).t() @ h_in.view(-1, hidden) if ctx.needs_input_grad[1] else None
         return d, dw, None, dh, dc
 
@@ -80,10 +84,9 @@ class _RNNSequence(torch.autograd.Function):
         h, h_in = torch.empty_like(inputs), torch.empty_like(inputs)
         keep = cont.unsqueeze(2)
         transposed = weight.t()
-        last = h0
-        for t in range(len(inputs)):
-            torch.mul(last, keep[t], out=h_in[t])
-            last = torch.addmm(inputs[t], h_in[t], transposed, out=h[t]).tanh_()
+        for k, x, hk, ht in zip(*(v.unbind() for v in (keep, inputs, h_in, h))):
+            torch.mul(h0, k, out=hk)
+            h0 = torch.addmm(x, hk, transposed, out=ht).tanh_()
         ctx.save_for_backward(weight, keep, h, h_in)
         return h
 
@@ -94,9 +97,9 @@ class _RNNSequence(torch.autograd.Function):
         through = 1 - h * h
         d = torch.empty_like(through)
         dh = torch.zeros_like(through[0])
-        for t in range(len(h) - 1, -1, -1):
-            torch.mul(dh.add_(dh_out[t]), through[t], out=d[t])
-            dh = (d[t] @ weight).mul_(keep[t])
+        for dy, th, k, dt in zip(*(reversed(v.unbind()) for v in (dh_out, through, keep, d))):
+            torch.mul(dh.add_(dy), th, out=dt)
+            dh = (dt @ weight).mul_(k)
         hidden = weight.shape[0]
         dw = d.view(-1, hidden).t() @ h_in.view(-1, hidden) if ctx.needs_input_grad[1] else None
         return d, dw, None, dh
