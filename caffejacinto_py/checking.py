@@ -86,15 +86,18 @@ def check(
     data_shape: Shape | None = None,
     level: int | None = None,
     stages: Sequence[str] | None = None,
+    python_layers: bool = False,
 ) -> Report:
     """Check a net or solver file. Never raises for what is wrong with the file; UsageError for a phase that is none.
 
     data_shape: (C, H, W) of what a data layer delivers where the prototxt does not say (crops, mean values do). None:
-    the first of `USUAL_SHAPES` that fits the net.
+    the first of `USUAL_SHAPES` that fits the net. python_layers: run the code of Python layers to learn their shapes;
+    otherwise they are reported among the unknown types, with a note.
     """
     if phase not in PHASES:
         raise UsageError(f"phase is TRAIN or TEST, not '{phase}'")
-    return _check(os.fspath(path), (phase,), data_shape, level, stages)[0]
+    state = dict(data_shape=data_shape, level=level, stages=stages, python_layers=python_layers)
+    return _check(os.fspath(path), (phase,), state)[0]
 
 
 def check_phases(
@@ -103,27 +106,26 @@ def check_phases(
     data_shape: Shape | None = None,
     level: int | None = None,
     stages: Sequence[str] | None = None,
+    python_layers: bool = False,
 ) -> list[Report]:
     """`check` in every phase in which something feeds the net (a train.prototxt has no data in phase TEST); one report
     for a solver.
     """
-    return _check(os.fspath(path), PHASES, data_shape, level, stages)
+    state = dict(data_shape=data_shape, level=level, stages=stages, python_layers=python_layers)
+    return _check(os.fspath(path), PHASES, state)
 
 
-def _check(
-    file: str, phases: Sequence[str], data_shape: Shape | None, level: int | None, stages: Sequence[str] | None
-) -> list[Report]:
+def _check(file: str, phases: Sequence[str], state: dict[str, Any]) -> list[Report]:
     kind = kind_of(file)
     only = None if kind == "solver" else phases[0]
     try:
         doc = (load_solver if kind == "solver" else load_net)(file, unknown="collect")
     except CaffeError as e:
         return [_judge(Report(file, kind, only, errors=_flat(e)))]
-    state = dict(data_shape=data_shape, level=level, stages=stages)
     if kind == "solver":
         return [_solver(file, doc, state)]
     if len(phases) > 1:
-        phases = [p for p in phases if _fed(doc.message, p, level, stages)] or phases[:1]
+        phases = [p for p in phases if _fed(doc.message, p, state["level"], state["stages"])] or phases[:1]
     return [_net(file, doc, {**state, "phase": p}) for p in phases]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from caffejacinto_py.cli import options
 @options.phases("both", default="both")
 @options.state
 @options.data_shape
+@options.python_layers
 @options.as_json
 def command(
     files: tuple[Path, ...],
@@ -21,12 +23,14 @@ def command(
     level: int,
     stage: tuple[str, ...],
     data_shape: tuple[int, ...] | None,
+    python_layers: bool,
     as_json: bool,
 ) -> int:
     """Check nets and solvers without data or weights.
 
     FILES are nets or solvers, text. A solver is checked with the nets it names, where they are there. With --phase
-    both, a net is checked in every phase in which a layer feeds it.
+    both, a net is checked in every phase in which a layer feeds it. Python layers count as unknown types unless they
+    may run.
 
     JSON: a list of {"path", "kind" (net or solver), "phase", "status" (ok, unknown_fields, unknown_types, error),
     "layers", "params", "macs", "unknown_types", "unknown_fields", "errors": [{"file", "line", "column", "text",
@@ -37,11 +41,14 @@ def command(
 
     logs.setup("warning")
     reports: list[checking.Report] = []
+    state: dict[str, Any] = {
+        "data_shape": data_shape, "level": level, "stages": stage, "python_layers": python_layers
+    }  # fmt: skip
     for file in files:
         if phase == "both":
-            reports += checking.check_phases(file, data_shape=data_shape, level=level, stages=stage)
+            reports += checking.check_phases(file, **state)
         else:
-            reports.append(checking.check(file, phase=phase, data_shape=data_shape, level=level, stages=stage))
+            reports.append(checking.check(file, phase=phase, **state))
     if as_json:
         options.print_json([r.as_dict() for r in reports])
     else:

@@ -77,6 +77,20 @@ def data_shape(command: F) -> F:
     return click.option("--data-shape", type=DataShape(), help=text)(command)
 
 
+def python_layers(command: F) -> F:
+    text = "Let Python layers run the code that they name (found on PYTHONPATH). Only for nets that you trust."
+    return click.option("--allow-python-layers", "python_layers", is_flag=True, callback=_install, help=text)(command)
+
+
+def _install(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """User code says `import caffe`."""
+    if value:
+        from caffejacinto_py.pycaffe import install_as_caffe
+
+        install_as_caffe()
+    return value
+
+
 def log_level(command: F) -> F:
     levels = click.Choice(["debug", "info", "warning", "error"], case_sensitive=False)
     return click.option("--log-level", type=levels, default="info", show_default=True,

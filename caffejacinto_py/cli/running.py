@@ -56,6 +56,7 @@ def open_net(model: Path, weights: Sequence[str], given: Mapping[str, Any], log:
     doc = load_net(model)
     dialect = resolve_dialect(doc.message, None, given["dialect"])
     source = NetSource(doc, str(model), given["level"], given["stage"])
-    net = build.build_net(source, given["phase"], dialect=dialect, device=torch.device(device), seed=0)
+    options: dict[str, Any] = {"dialect": dialect, "device": torch.device(device), "seed": 0}
+    net = build.build_net(source, given["phase"], python_layers=given["python_layers"], **options)
     build.load_weights([net], list(weights), tolerant=dialect.ignore_shape_mismatch)
     return net

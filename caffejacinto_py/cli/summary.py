@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 @options.phases(default="TRAIN")
 @options.state
 @options.data_shape
+@options.python_layers
 @options.as_json
 def command(
     model: Path | None,
@@ -29,6 +30,7 @@ def command(
     level: int,
     stage: tuple[str, ...],
     data_shape: tuple[int, ...] | None,
+    python_layers: bool,
     as_json: bool,
 ) -> int:
     """List the layers of a net with shapes, parameters and MACs.
@@ -45,7 +47,8 @@ def command(
     from caffejacinto_py.checking import fit
     from caffejacinto_py.schema.upgrade import load_net
 
-    graph, assumed = fit(load_net(path), phase=phase, level=level, stages=stage, data_shape=data_shape)
+    state: dict[str, Any] = {"phase": phase, "level": level, "stages": stage, "python_layers": python_layers}
+    graph, assumed = fit(load_net(path), data_shape=data_shape, **state)
     found = describe(graph)
     if as_json:
         options.print_json({**found, "data_shape": assumed})

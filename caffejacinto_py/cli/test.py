@@ -21,6 +21,7 @@ from caffejacinto_py.cli import options
 @options.dialect
 @options.workers
 @options.threads
+@options.python_layers
 @options.log_level
 @options.as_json
 def command(model: Path, weights: tuple[str, ...], iterations: int, as_json: bool, **given: Any) -> int:

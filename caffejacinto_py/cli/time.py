@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @options.gpu
 @options.dialect
 @options.threads
+@options.python_layers
 @options.log_level
 @options.as_json
 def command(
@@ -93,6 +94,7 @@ def _graph(model: Path | None, solver: Path | None, given: dict[str, Any], log: 
         doc, level, stages = source.doc, source.level, source.stages
     dialect = resolve_dialect(doc.message, param, given["dialect"])
     state = {"phase": given["phase"], "level": level, "stages": stages, "dialect": dialect}
+    state["python_layers"] = given["python_layers"]
     if given["data_shape"] is None:
         try:
             graph = prepare(doc, probe=probe, **state)

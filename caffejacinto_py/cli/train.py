@@ -30,6 +30,7 @@ _EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
 @options.dialect
 @options.workers
 @options.threads
+@options.python_layers
 @click.option("--on-nan", type=click.Choice(["stop", "warn"]), default="stop", show_default=True,
               help="At a loss that is NaN or infinite.")  # fmt: skip
 @click.option("--set", "assignments", multiple=True, metavar="FIELD=VALUE", help="Change a solver field; repeatable.")
@@ -103,6 +104,7 @@ def _train(
         on_nan=given["on_nan"],
         sigint=given["sigint_effect"],
         sighup=given["sighup_effect"],
+        python_layers=given["python_layers"],
     )
 
     run.metrics = seen = Remember(_metrics(run.param, given["metrics"]))
@@ -155,8 +157,9 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
     settings.check(param, where, dialect)
     sources = [(train, "TRAIN"), *((t, "TEST") for t in nets.test_sources(param, where, files))]
     found = []
+    shared = {"dialect": dialect, "python_layers": given["python_layers"]}
     for source, phase in sources:
-        graph, shape = fit(source.doc, phase=phase, level=source.level, stages=source.stages, dialect=dialect)
+        graph, shape = fit(source.doc, phase=phase, level=source.level, stages=source.stages, **shared)
         found.append({**describe(graph), "data_shape": shape})
     if as_json:
         fields = MessageToDict(param, preserving_proto_field_name=True)

@@ -21,6 +21,7 @@ class Feed:
     """
 
     def __init__(self, net: Net, *, seed: int, workers: int = 1) -> None:
+        self.net = net
         self.sources = net.sources
         self.device = net.device
         self.seed = seed
@@ -60,8 +61,9 @@ class Feed:
 
     @property
     def batch(self) -> int:
-        """Records in one batch: the first axis of the first top; 0 without a source."""
-        return next((s.shapes[0][0] for s in self.sources if s.shapes and s.shapes[0]), 0)
+        """Records in one batch: the first axis of the first blob that is made from nothing; 0 without one."""
+        tops = (self.net.graph.shapes[v] for n in self.net.graph.nodes if not n.inputs for v in n.outputs)
+        return next((shape[0] for shape in tops if shape), 0)
 
     def positions(self) -> dict[str, int]:
         """Batches delivered by each source layer."""
