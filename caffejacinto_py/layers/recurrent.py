@@ -1,10 +1,10 @@
-"""RNN, LSTM and LSTMUnit."""
+"""RNN, LSTM, LSTMUnit and Lstm."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from caffejacinto_py.layers.base import Blob, Layer, Shape
 from caffejacinto_py.layers.fillers import filled_blob
@@ -13,6 +13,8 @@ from caffejacinto_py.layers.registry import layer
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from caffejacinto_py.layers.base import Context
 
 FIELD = "recurrent_param"
 
@@ -171,3 +173,71 @@ class LSTMUnit(Layer):
         from caffejacinto_py.layers.modules.recurrent import LSTMUnit as Module
 
         return Module()
+
+
+@layer("Lstm", field="lstm_param", bottoms=(1, 2), forks="junhyukoh/caffe-lstm")
+class ClippedLSTM(Layer):
+    """The LSTM of junhyukoh/caffe-lstm and the CRNN ports: the numbers of type LSTM, other blobs, bounded gradients.
+
+    Bottoms: x (T * N, ..): step after step, N = batch_size rows each; optional marks (T * N): 0 where a sequence
+    starts, else it goes on. Top: h (T * N, H). x of three axes without batch_size is (T, N, D), as in CRNN, with
+    marks (T, N) and top (T, N, H). Blobs: W_i (4H, D), W_h (4H, H), b (4H): rows for the gates i, f, o, g in turn.
+    Options: num_output H; batch_size (1); weight_filler and bias_filler (zeros); clipping_threshold (0 is none): the
+    gradients of the gates' pre-activations are held within +- it at every step, before they flow on.
+    With marks the state of the last step is where the next pass starts, without gradient; without marks every pass
+    starts from zero. Marks get no gradient.
+    Not reproduced, faults of lstm_layer.cpp: on the CPU all N sequences get the first one's recurrent part; the
+    gradient of W_h counts steps at which a sequence starts.
+    Source: junhyukoh/caffe-lstm lstm_layer.cpp; three axes: the copy in the CRNN ports.
+    """
+
+    saves_output = True
+
+    def __init__(self, proto: Any, context: Context, ntop: int) -> None:
+        super().__init__(proto, context, ntop)
+        self.stateful_forward = len(proto.bottom) > 1  # type: ignore[misc]
+
+    def differentiable(self, i: int) -> bool:
+        return i == 0
+
+    def rows(self, x: Shape) -> int | None:
+        """Rows per step, None where x has an axis for them."""
+        return None if len(x) == 3 and not self.param.HasField("batch_size") else self.param.batch_size
+
+    def lead(self, x: Shape) -> Shape:
+        """The axes of x that are not input; raises LayerError where x does not fit."""
+        n = self.rows(x)
+        if self.param.num_output < 1:
+            raise self.fail("num_output must be given and positive", "lstm_param", "num_output")
+        if n is None:
+            return x[:2]
+        if n < 1:
+            raise self.fail("batch_size must be positive", "lstm_param", "batch_size")
+        if len(x) < 2 or x[0] % n:
+            raise self.fail(f"bottom 0 must be (T * N, ..) with N = batch_size = {n}; it is {x}", "bottom", 0)
+        return x[:1]
+
+    def expects(self, i: int, ins: Sequence[Shape | None]) -> Shape | None:
+        return self.lead(ins[0]) if i == 1 and ins[0] else None
+
+    def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
+        lead = self.lead(ins[0])
+        if len(ins) > 1 and math.prod(ins[1]) != math.prod(lead):
+            raise self.fail(f"bottom 1, the sequence marks, must be {lead}; it is {ins[1]}", "bottom", 1)
+        return [(*lead, self.param.num_output)]
+
+    def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
+        h, d = self.param.num_output, math.prod(ins[0][len(self.lead(ins[0])) :])
+        weights = [filled_blob(self, (4 * h, n), "weight_filler") for n in (d, h)]
+        return [*weights, filled_blob(self, (4 * h,), "bias_filler")]
+
+    def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
+        from caffejacinto_py.layers.modules.recurrent import ClippedLSTM as Module
+
+        n = self.rows(ins[0])
+        module = Module(blobs, n=n, limit=self.param.clipping_threshold)
+        module.keep_state(n or ins[0][1], expose=len(ins) == 1)
+        return module
+
+    def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
+        return math.prod(self.lead(ins[0])) * sum(math.prod(b.shape) for b in self.blobs(ins)[:2])

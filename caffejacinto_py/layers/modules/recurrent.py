@@ -18,10 +18,16 @@ from torch.autograd.function import once_differentiable
 
 
 class _LSTMSequence(torch.autograd.Function):
-    """(gates' input part (T, N, 4H), W_hc (4H, H), cont (T, N), h_0, c_0 (N, H)) -> h (T, N, H), c_T (N, H)."""
+    """(gates' input part (T, N, 4H), W_hc (4H, H), cont (T, N), h_0, c_0 (N, H)) -> h (T, N, H), c_T (N, H).
+
+    `limit` > 0 bounds the gradients of the gates' pre-activations, step by step.
+    """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, cont: Tensor, h0: Tensor, c0: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, cont: Tensor, h0: Tensor, c0: Tensor, limit: float
+    ) -> tuple[Tensor, ...]:
+        ctx.limit = limit
         steps, n, hidden = len(inputs), len(h0), weight.shape[1]
         gates = torch.empty_like(inputs)
         h = inputs.new_empty(steps, n, hidden)
@@ -70,10 +76,12 @@ class _LSTMSequence(torch.autograd.Function):
             torch.mul(q_if, each, out=d_if)
             torch.mul(q_o, dh.unsqueeze(1), out=d_o)
             torch.mul(q_g, each, out=d_g)
+            if ctx.limit > 0:
+                dt.clamp_(-ctx.limit, ctx.limit)
             dc = dc * fg
             dh = (dt @ weight).mul_(k)
         dw = d.view(-1, 4 * hidden).t() @ h_in.view(-1, hidden) if ctx.needs_input_grad[1] else None
-        return d, dw, None, dh, dc
+        return d, dw, None, dh, dc, None
 
 
 class _RNNSequence(torch.autograd.Function):
@@ -105,11 +113,28 @@ class _RNNSequence(torch.autograd.Function):
         return d, dw, None, dh
 
 
-def lstm_plain(inputs: Tensor, weight: Tensor, cont: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+class _Bounded(torch.autograd.Function):
+    """x, with its gradient bounded to [-limit, limit]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:
+        ctx.limit = limit
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return dy.clamp(-ctx.limit, ctx.limit), None
+
+
+def lstm_plain(
+    inputs: Tensor, weight: Tensor, cont: Tensor, h: Tensor, c: Tensor, limit: float
+) -> tuple[Tensor, Tensor]:
     """What `_LSTMSequence` computes, in operations that torch.compile can trace."""
     out = []
     for t, keep in enumerate(cont.unsqueeze(2).unbind()):
-        i, f, o, g = F.linear(h * keep, weight).add(inputs[t]).chunk(4, 1)
+        z = F.linear(h * keep, weight).add(inputs[t])
+        i, f, o, g = (_Bounded.apply(z, limit) if limit > 0 else z).chunk(4, 1)
         c = torch.sigmoid(f) * (c * keep) + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         out.append(h)
@@ -221,24 +246,58 @@ class LSTM(_Recurrent):
     state_names = ("h", "c")
     kernel = torch.lstm
     fused_on = ("cpu", "cuda")
+    limit = 0.0  # of the gradients of the pre-activations; 0 is none
 
     def forward(self, x: Tensor, cont: Tensor, *rest: Tensor) -> Tensor | tuple[Tensor, ...]:
         cont = cont.detach()
-        states = self.start(x.shape[1], rest[-2:])
-        cuts = self.cuts(x, cont)
-        if cuts is not None:
-            out, states = self.fused(x, cont, cuts, states)
-        else:
-            inputs = self.input_part(x, rest)
-            run = lstm_plain if torch.compiler.is_compiling() else _LSTMSequence.apply
-            out, c = run(inputs, self.wh, cont.to(x.dtype), *states)
-            states = [out[-1], c]
+        out, states = self.sequence(x, cont, rest, self.start(x.shape[1], rest[-2:]))
         tops = self.finish(states)
         return (out, *tops) if tops else out
+
+    def sequence(
+        self, x: Tensor, cont: Tensor, rest: Sequence[Tensor], states: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(h (T, N, H), h and c at the end)."""
+        cuts = self.cuts(x, cont)
+        if cuts is not None:
+            return self.fused(x, cont, cuts, states)
+        inputs = self.input_part(x, rest)
+        run = lstm_plain if torch.compiler.is_compiling() else _LSTMSequence.apply
+        h, c = states
+        out, c = run(inputs, self.wh, cont.to(x.dtype), h, c, self.limit)
+        return out, [out[-1], c]
 
     def ordered(self, blob: Tensor) -> Tensor:
         i, f, o, g = blob.chunk(4)  # torch: i, f, g, o
         return torch.cat((i, f, g, o))
+
+
+class ClippedLSTM(LSTM):
+    """LSTM of rows (T * n, ..), or of (T, N, ..) with n None; bounded gradients; a state only next to marks."""
+
+    def __init__(self, blobs: Sequence[nn.Parameter], *, n: int | None, limit: float) -> None:
+        wx, wh, bias = blobs
+        super().__init__(wx, bias, None, wh)
+        self.n, self.limit = n, limit
+
+    def cuts(self, x: Tensor, cont: Tensor) -> list[int] | None:
+        return None if self.limit > 0 else super().cuts(x, cont)
+
+    def forward(self, x: Tensor, *marks: Tensor) -> Tensor | tuple[Tensor, ...]:
+        steps = x if self.n is None else x.reshape(-1, self.n, *x.shape[1:])
+        if marks:
+            cont = (marks[0].detach() != 0).to(x.dtype).reshape(steps.shape[:2])
+            states = self.start(steps.shape[1], ())
+        else:
+            cont = x.new_ones(steps.shape[:2])
+            states = [x.new_zeros(steps.shape[1], self.wh.shape[1]) for _ in self.state_names]
+        out, states = self.sequence(steps, cont, (), states)
+        if marks:
+            self.finish(states)
+        return out if self.n is None else out.flatten(0, 1)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, n={self.n}, limit={self.limit}"
 
 
 class RNN(_Recurrent):
