@@ -29,7 +29,8 @@ ROOMS = {
     "solver": {"errors", "schema", "ir", "layers", "data", "passes", "engine", "compress"},
 }
 ROOMS["checking"] = {"errors", "schema", "ir", "layers", "passes", "solver"}
-ROOMS["cli"] = ROOMS["pycaffe"] = {*ROOMS, "__init__"}
+ROOMS["pycaffe"] = {*ROOMS, "__init__"}
+ROOMS["cli"] = {*ROOMS, "__init__"}
 ROOMS["__main__"] = {"cli"}
 ROOMS["__init__"] = set()
 

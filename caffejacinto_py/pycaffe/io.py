@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 
 from caffejacinto_py.errors import DataError, Loc, UsageError
+from caffejacinto_py.pycaffe.proto import caffe_pb2
 from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.blobs import array_to_blob, blob_to_array
+
+__all__ = [
+    "Transformer", "array_to_blobproto", "array_to_datum", "arraylist_to_blobprotovecor_str",
+    "arraylist_to_blobprotovector_str", "blobproto_to_array", "blobprotovector_str_to_arraylist", "caffe_pb2",
+    "datum_to_array", "load_image", "oversample", "resize_image",
+]  # fmt: skip
 
 
 def blobproto_to_array(blob: Any, return_diff: bool = False) -> np.ndarray:
@@ -40,6 +47,9 @@ def arraylist_to_blobprotovector_str(arraylist: Sequence[np.ndarray]) -> bytes:
     vector = pb.BlobProtoVector()
     vector.blobs.extend([array_to_blobproto(a) for a in arraylist])
     return vector.SerializeToString()
+
+
+arraylist_to_blobprotovecor_str = arraylist_to_blobprotovector_str  # as older releases spell it
 
 
 def blobprotovector_str_to_arraylist(text: bytes) -> list[np.ndarray]:
@@ -141,10 +151,14 @@ class Transformer:
         self.input_scale[in_] = scale
 
     def set_mean(self, in_: str, mean: np.ndarray) -> None:
-        """What is subtracted: one value a channel, or a C x H x W image, which is resized to the input."""
+        """What is subtracted: one value a channel (or for all), or a C x H x W or H x W image, which is resized to the
+        input.
+        """
         self._check(in_)
         mean = np.asarray(mean, np.float32)
         channels, size = self.inputs[in_][1], self.inputs[in_][2:]
+        if mean.ndim == 2:
+            mean = mean[None]
         if mean.ndim == 1:
             if mean.shape[0] not in (1, channels):
                 raise UsageError(f"set_mean: {mean.shape[0]} values for {channels} channels")
@@ -172,7 +186,7 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> np.ndarr
     return image.astype(np.float32) / np.float32(255)
 
 
-def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1) -> np.ndarray:
+def resize_image(im: np.ndarray, new_dims: Sequence[int] | np.ndarray, interp_order: int = 1) -> np.ndarray:
     """H x W x K float image to (height, width); interp_order 0: nearest, 1: linear, 3: cubic."""
     import cv2
 
@@ -185,7 +199,7 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1)
     return np.stack([cv2.resize(p, (width, height), interpolation=mode) for p in planes], axis=2)
 
 
-def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.ndarray:
+def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int] | np.ndarray) -> np.ndarray:
     """Four corners and the center of each image, and their mirror images: (10 N) x H x W x K."""
     height, width = (int(d) for d in crop_dims)
     crops = []
