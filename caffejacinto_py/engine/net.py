@@ -6,6 +6,7 @@ It knows nothing of data, solvers or files; weights go in and out as `ModelFile`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ class Net(nn.Module):
         self.layers = nn.ModuleList()
         self.sources: list[Source] = []
         for node in graph.nodes:
-            self._add(node, owned, inplace)
+            self._add(node, owned, inplace=inplace)
         self.learnable = [
             Learnable(owned[p.users[0]], p.lr_mult, p.decay_mult, p.node, p.index, p.name) for p in graph.params
         ]
@@ -76,8 +77,12 @@ class Net(nn.Module):
         self.layout: Layout = share.layout if share else choose(graph, layout, self.device, dtype)
         self.layout.weights(self)
         self.train(graph.phase == "TRAIN")
+        places = [(s, s.module, s.affine) for s in self.plan.fast]
+        self._fast: list[tuple[Step, nn.Module, Any]] = [
+            (s, self.layers[m], None if a is None else self.layers[a]) for s, m, a in places
+        ]
 
-    def _add(self, node: Node, owned: Any, inplace: bool) -> None:
+    def _add(self, node: Node, owned: Any, *, inplace: bool) -> None:
         shapes = [self.graph.shapes[v] for v in node.inputs]
         blobs = [owned[node.name, i] for i in range(len(node.layer.blobs(shapes)))]
         if blobs:
@@ -87,8 +92,8 @@ class Net(nn.Module):
             self.sources.append(Source(node.layer, node, tops, tuple(self.graph.shapes[v] for v in node.outputs)))
             return
         module = node.layer.module(shapes, blobs)
-        if node.layer.may_inplace:
-            module.inplace = inplace and node.inplace
+        if inplace and node.inplace is not None:
+            module.inplace, module.into = True, node.inplace
         self.layers.append(module)
 
     @property
@@ -103,8 +108,11 @@ class Net(nn.Module):
         for name, slot in self.plan.feeds:
             slots[slot] = self.feed(name, inputs)
         loss: Tensor | None = None
-        for step, module in zip(self.plan.steps, self.layers, strict=True):
-            outs = _call(step, module, [slots[i] for i in step.ins])
+        for step, module, affine in self._fast:
+            args = [slots[i] for i in step.ins]
+            if affine is not None:
+                args += affine.affine()
+            outs = _call(step, module, args)
             for slot, out in zip(step.outs, outs, strict=True):
                 slots[slot] = out
             for i, weight in step.losses:
@@ -131,7 +139,8 @@ class Net(nn.Module):
             for v in step.node.inputs:
                 if v.name not in blobs:
                     raise UsageError(f"layer '{step.node.name}' reads blob '{v.name}', which has no value yet")
-            outs = _call(step, module, [blobs[v.name] for v in step.node.inputs])
+            with _intact(module):
+                outs = _call(step, module, [blobs[v.name] for v in step.node.inputs])
             for v, out in zip(step.node.outputs, outs, strict=True):
                 blobs[v.name] = out
             yield step.node, outs
@@ -164,6 +173,19 @@ class Net(nn.Module):
     def model(self, *, diffs: bool = False) -> Any:
         """The net as a ModelFile (copies). diffs: gradients too."""
         return weights.model(self, diffs=diffs)
+
+
+@contextmanager
+def _intact(module: Any) -> Iterator[None]:
+    """Let a module leave its inputs as they are for a while."""
+    inplace = getattr(module, "inplace", False)
+    if inplace:
+        module.inplace = False
+    try:
+        yield
+    finally:
+        if inplace:
+            module.inplace = True
 
 
 def _call(step: Step, module: nn.Module, args: list[Any]) -> tuple[Tensor, ...]:

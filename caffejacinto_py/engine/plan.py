@@ -2,79 +2,99 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from caffejacinto_py.ir.graph import Graph, Node, Value
 
 
 @dataclass(frozen=True)
 class Step:
-    """One module call. cut: positions of inputs whose gradient is not wanted (they are detached)."""
+    """One module call. module: its place in `Net.layers`. cut: positions of inputs whose gradient is not wanted (they
+    are detached). affine: the place of a module whose scale and shift this one applies, or None.
+    """
 
     node: Node
     module: int
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    free: tuple[int, ...]
-    cut: tuple[int, ...]
-    backward: bool
-    losses: tuple[tuple[int, float], ...]  # (position among the outputs, weight)
+    ins: tuple[int, ...] = ()
+    outs: tuple[int, ...] = ()
+    free: tuple[int, ...] = ()
+    cut: tuple[int, ...] = ()
+    backward: bool = False
+    losses: tuple[tuple[int, float], ...] = ()  # (position among the outputs, weight)
+    affine: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Slots are reused once a value is dead. feeds: source tops in order (name, slot)."""
+    """steps: every layer, for `run`. fast: what `forward` executes, on slots that are reused once a value is dead.
+
+    feeds: source tops in order (name, slot). outputs: net outputs (name, slot), alphabetical.
+    """
 
     slots: int
     feeds: tuple[tuple[str, int], ...]
     steps: tuple[Step, ...]
+    fast: tuple[Step, ...]
     outputs: tuple[tuple[str, int], ...]
 
 
 def plan(graph: Graph) -> Plan:
-    """Assign slots in execution order; a slot is free again after the last reader of its value."""
-    last: dict[Value, int] = {}
-    for index, node in enumerate(graph.nodes):
-        for v in (*node.inputs, *node.outputs):
-            last[v] = index
+    """Assign slots in execution order."""
+    nodes = [n for n in graph.nodes if not n.layer.source]
+    steps = tuple(
+        Step(
+            node=node,
+            module=i,
+            cut=tuple(k for k, need in enumerate(node.needs) if not need),
+            backward=node.backward,
+            losses=tuple((k, w) for k, w in enumerate(node.loss_weights) if w),
+        )
+        for i, node in enumerate(nodes)
+    )
+    merged = _merge(steps)
+    fed = [v for n in graph.nodes if n.layer.source for v in n.outputs]
+    slot = {v: i for i, v in enumerate(fed)}
+    feeds = tuple((v.name, s) for v, s in slot.items())
+    fast, count = _assign(graph, merged, slot)
+    return Plan(count, feeds, steps, fast, tuple((v.name, slot[v]) for v in graph.outputs))
+
+
+def _merge(steps: tuple[Step, ...]) -> list[tuple[Step, tuple[Value, ...]]]:
+    """(step, its outputs): an absorbed layer goes into the step that makes its input."""
+    merged: list[tuple[Step, tuple[Value, ...]]] = []
+    place: dict[Value, int] = {}
+    for step in steps:
+        node = step.node
+        if node.absorbed:
+            k = place[node.inputs[0]]
+            before = merged[k][0]
+            joined = replace(before, affine=step.module, backward=before.backward or step.backward, losses=step.losses)
+            merged[k] = (joined, node.outputs)
+        else:
+            k = len(merged)
+            merged.append((step, node.outputs))
+        place.update((v, k) for v in node.outputs)
+    return merged
+
+
+def _assign(
+    graph: Graph, merged: list[tuple[Step, tuple[Value, ...]]], slot: dict[Value, int]
+) -> tuple[tuple[Step, ...], int]:
+    """Steps with slots; `slot` is extended by every value. Returns them and the number of slots."""
+    last: dict[Value, int] = dict.fromkeys(slot, -1)
+    for k, (step, outputs) in enumerate(merged):
+        last.update((v, k) for v in (*step.node.inputs, *outputs))
     kept = set(graph.outputs)
-    slot: dict[Value, int] = {}
     spare: list[int] = []
-    count = 0
-    feeds: list[tuple[str, int]] = []
-    steps: list[Step] = []
-    for node in (n for n in graph.nodes if n.layer.source):
-        for v in node.outputs:
-            slot[v] = count
-            feeds.append((v.name, count))
-            count += 1
-    for index, node in enumerate(graph.nodes):
-        if node.layer.source:
-            continue
-        ins = tuple(slot[v] for v in node.inputs)
-        for v in node.outputs:
-            if spare:
-                slot[v] = spare.pop()
-            else:
-                slot[v] = count
-                count += 1
-        dead = [v for v in dict.fromkeys((*node.inputs, *node.outputs)) if last[v] == index and v not in kept]
+    count = len(slot)
+    fast = []
+    for k, (step, outputs) in enumerate(merged):
+        ins = tuple(slot[v] for v in step.node.inputs)
+        for v in outputs:
+            slot[v] = spare.pop() if spare else count
+            count += slot[v] == count
+        dead = [v for v in dict.fromkeys((*step.node.inputs, *outputs)) if last[v] == k and v not in kept]
         free = tuple(slot[v] for v in dead)
         spare += free
-        steps.append(_step(graph, node, len(steps), ins, tuple(slot[v] for v in node.outputs), free))
-    return Plan(count, tuple(feeds), tuple(steps), tuple((v.name, slot[v]) for v in graph.outputs))
-
-
-def _step(
-    graph: Graph, node: Node, module: int, ins: tuple[int, ...], outs: tuple[int, ...], free: tuple[int, ...]
-) -> Step:
-    return Step(
-        node=node,
-        module=module,
-        ins=ins,
-        outs=outs,
-        free=free,
-        cut=tuple(i for i, need in enumerate(node.needs) if not need),
-        backward=node.backward,
-        losses=tuple((i, w) for i, w in enumerate(node.loss_weights) if w),
-    )
+        fast.append(replace(step, ins=ins, outs=tuple(slot[v] for v in outputs), free=free))
+    return tuple(fast), count

@@ -41,9 +41,8 @@ class Node:
     propagate: per input the prototxt's propagate_down, or None. loss_weights: per output, 0 for outputs that are no
     loss.
     layer: its Layer object (set by the shapes pass). needs: per input, whether backward must compute its gradient;
-    backward: whether
-    this node takes part in the backward pass at all (both set by the backward pass). inplace: its module overwrites
-    its input.
+    backward: whether this node takes part in the backward pass at all (both set by the backward pass). inplace: the
+    input that its module overwrites, or None. absorbed: the layer before it does its work too (see passes/fuse.py).
     """
 
     name: str
@@ -58,7 +57,8 @@ class Node:
     path: tuple[str | int, ...] = ()
     needs: tuple[bool, ...] = ()
     backward: bool = False
-    inplace: bool = False
+    inplace: int | None = None
+    absorbed: bool = False
     layer: Any = field(default=None, compare=False, repr=False)
 
     def __repr__(self) -> str:

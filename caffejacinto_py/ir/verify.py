@@ -16,8 +16,8 @@ def verify(graph: Graph) -> None:
             made.add(v)
         assert len(node.loss_weights) == len(node.outputs), f"{node}: one loss weight per output"
         assert not node.needs or len(node.needs) == len(node.inputs), f"{node}: one need per input"
-        if node.inplace:
-            readers = [n.name for n, _ in graph.readers()[node.inputs[0]]]
+        if node.inplace is not None:
+            readers = [n.name for n, _ in graph.readers()[node.inputs[node.inplace]]]
             assert readers == [node.name], f"{node}: in place although {readers} read its input"
     if graph.shapes:
         assert set(graph.shapes) == made, "every value has a shape"

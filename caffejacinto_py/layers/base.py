@@ -43,8 +43,8 @@ class Context:
     """What a layer may know of its surroundings.
 
     probe: opens the data of a source layer and returns the shapes of its tops; None where data must not be touched
-    (`check`), then a source answers from its fields and `data_shape` (C, H, W). python_layers: whether Python layers may
-    run the code they name.
+    (`check`), then a source answers from its fields and `data_shape` (C, H, W). python_layers: whether Python layers
+    may run the code they name.
     """
 
     phase: str = "TRAIN"
@@ -131,6 +131,20 @@ class Layer:
         `targets` are the shapes of this layer's blobs. Default: as they are.
         """
         return blobs
+
+    def inplace_inputs(self) -> Sequence[int]:
+        """Inputs that the module can overwrite with its output (it then has `inplace` and, unless only 0, `into`)."""
+        return (0,) if self.may_inplace else ()
+
+    def absorbs_affine(self) -> bool:
+        """Whether the module takes a scale and a shift per channel as further arguments and applies them to its
+        output.
+        """
+        return False
+
+    def is_affine(self, ins: Sequence[Shape]) -> bool:
+        """Whether the layer is x * scale + shift per channel with its own blobs; its module then has `affine()`."""
+        return False
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         """Multiply-accumulates of one forward pass over the whole batch."""

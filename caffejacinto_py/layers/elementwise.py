@@ -41,6 +41,11 @@ class Eltwise(Layer):
             raise self.fail(f"{n} coeff for {len(ins)} bottoms: give none or one a bottom", "eltwise_param", "coeff", 0)
         return [ins[0]]
 
+    def inplace_inputs(self) -> Sequence[int]:
+        if self.param.operation != pb.EltwiseParameter.SUM:
+            return ()
+        return [i for i in range(len(self.proto.bottom)) if not self.param.coeff or self.param.coeff[i] == 1]
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import elementwise as m
 

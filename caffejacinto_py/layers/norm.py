@@ -76,6 +76,9 @@ class BatchNorm(Layer):
         p = self.param
         return bool(p.scale_bias or p.HasField("scale_filler") or p.HasField("bias_filler"))
 
+    def absorbs_affine(self) -> bool:
+        return not (self.affine and self.context.dialect.batch_norm_ema)
+
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         if not ins[0]:
             raise self.fail("BatchNorm needs a bottom of at least 1 axis", "bottom", 0)
@@ -180,6 +183,10 @@ class Scale(_Spread):
     two bottoms; filler (1); bias_term (false); bias_filler (0).
     Source: BVLC scale_layer.cpp; the same in all forks.
     """
+
+    def is_affine(self, ins: Sequence[Shape]) -> bool:
+        axis, shape = self.small(ins)
+        return len(ins) == 1 and axis == 1 and len(shape) == 1
 
     def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
         _, shape = self.small(ins)

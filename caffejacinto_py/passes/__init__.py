@@ -9,7 +9,7 @@ from caffejacinto_py.ir.build import PHASES, build
 from caffejacinto_py.ir.graph import Graph, Shape
 from caffejacinto_py.layers import registry
 from caffejacinto_py.layers.base import Context, Layer
-from caffejacinto_py.passes import backward, inplace, params, shapes
+from caffejacinto_py.passes import backward, fuse, inplace, params, shapes
 from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
 
 
@@ -43,12 +43,10 @@ def prepare(
         dialect=dialect,
         locate=locs.find if locs is not None else None,
     )
-    context = Context(
-        phase=phase, dialect=dialect, probe=probe, data_shape=data_shape, python_layers=python_layers
-    )
+    context = Context(phase=phase, dialect=dialect, probe=probe, data_shape=data_shape, python_layers=python_layers)
     return finish(shapes.infer(graph, context))
 
 
 def finish(graph: Graph) -> Graph:
     """The passes behind shape inference."""
-    return inplace.mark(backward.mark(params.collect(graph)))
+    return fuse.mark(inplace.mark(backward.mark(params.collect(graph))))

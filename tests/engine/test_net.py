@@ -102,6 +102,51 @@ def test_run_goes_layer_by_layer_and_from_the_middle():
         list(n.run(blobs, start="ipp"))
 
 
+FUSED = TEXT.replace(
+    "layer { name: 'relu'",
+    """layer { name: 'bn' type: 'BatchNorm' bottom: 'conv' top: 'bn' }
+    layer { name: 'sc' type: 'Scale' bottom: 'bn' top: 'sc' scale_param { bias_term: true filler { value: 0.7 } } }
+    layer { name: 'side' type: 'Convolution' bottom: 'sc' top: 'side' convolution_param { num_output: 6 kernel_size: 1
+      weight_filler { type: 'xavier' } } }
+    layer { name: 'sum' type: 'Eltwise' bottom: 'sc' bottom: 'side' top: 'conv2' }
+    layer { name: 'relu'""",
+).replace("bottom: 'conv' top: 'conv' }\nlayer { name: 'drop'", "bottom: 'conv2' top: 'conv3' }\nlayer { name: 'drop'")
+FUSED = FUSED.replace("type: 'Dropout' bottom: 'conv' top: 'conv'", "type: 'Dropout' bottom: 'conv3' top: 'conv3'")
+FUSED = FUSED.replace("bottom: 'conv' top: 'pool'", "bottom: 'conv3' top: 'pool'")
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+def test_the_fast_road_equals_layer_by_layer(phase):
+    """Fused, in place and with reused slots on one side, every layer by itself on the other."""
+    fast, slow = net(FUSED, phase), net(FUSED, phase, inplace=False)
+    assert len(fast.plan.fast) == len(fast.plan.steps) - 1, "the Scale layer is done by BatchNorm"
+    assert fast.graph.node("sum").inplace == 1
+    torch.manual_seed(5)
+    loss = fast(batch()).loss
+    torch.manual_seed(5)
+    blobs = {name: slow.feed(name, batch()) for name in ("data", "label")}
+    for _ in slow.run(blobs):
+        pass
+    torch.testing.assert_close(loss, 0.5 * blobs["loss"])
+    for name in ("bn", "sc"):
+        for p, q in zip(fast.params[name], slow.params[name], strict=True):
+            torch.testing.assert_close(p, q)
+    if phase == "TRAIN":
+        loss.backward()
+        (0.5 * blobs["loss"]).backward()
+        for a, b in zip(fast.learnable, slow.learnable, strict=True):
+            assert (a.param.grad is None) == (b.param.grad is None)
+            if a.param.grad is not None:
+                torch.testing.assert_close(a.param.grad, b.param.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_cut_between_fused_layers_is_cut():
+    n = net(FUSED.replace("name: 'sc' type", "name: 'sc' propagate_down: false type"))
+    n(batch()).loss.backward()
+    assert n.params["conv"][0].grad is None
+    assert n.params["sc"][0].grad is not None
+
+
 def test_missing_input_is_named():
     with pytest.raises(UsageError, match="input blob 'label' is missing"):
         net()({"data": batch()["data"]})

@@ -71,7 +71,7 @@ def test_a_label_takes_the_shape_its_consumer_expects():
     assert g.shapes[Value("target")] == g.shapes[Value("data")] == (6, 3, 4, 5)
 
 
-# --- params ------------------------------------------------------------------------------------------------------
+# --- params ----------------------------------------------------------------------------------------------------------
 def shared(a: str, b: str, second: str = "data2") -> tuple[str, ...]:
     other = "layer { name: 'in2' type: 'Input' top: 'data2' input_param { shape { dim: 2 dim: 3 dim: 8 dim: 8 } } }"
     return (
@@ -104,7 +104,7 @@ def test_too_many_param_entries_are_refused():
         graph(DATA, conv("c", "data", "param { } param { } param { }"))
 
 
-# --- backward ----------------------------------------------------------------------------------------------------
+# --- backward --------------------------------------------------------------------------------------------------------
 def needs(g) -> dict[str, tuple[bool, ...]]:
     return {n.name: n.needs for n in g.nodes if n.inputs}
 
@@ -133,21 +133,51 @@ def test_force_backward_reaches_the_data():
     assert needs(g) == {"c": (True,), "ip": (True,), "loss": (True, False)}
 
 
-# --- in place ----------------------------------------------------------------------------------------------------
+# --- in place --------------------------------------------------------------------------------------------------------
 def test_in_place_only_where_nobody_else_looks():
     g = graph(DATA, LABEL, conv("c", "data"), relu("c"), ip("c"), LOSS)
-    assert g.node("relu_c").inplace
+    assert g.node("relu_c").inplace == 0
     drop = "layer { name: 'drop' type: 'Dropout' bottom: 'c' top: 'c' }"
     g = graph(DATA, LABEL, conv("c", "data"), relu("c"), drop, ip("c"), LOSS)
-    assert g.node("relu_c").inplace
-    assert not g.node("drop").inplace, "ReLU keeps its output for backward"
-    assert not graph(DATA, relu("data")).node("relu_data").inplace, "a source's blob belongs to the feeder"
+    assert g.node("relu_c").inplace == 0
+    assert g.node("drop").inplace is None, "ReLU keeps its output for backward"
+    assert graph(DATA, relu("data")).node("relu_data").inplace is None, "a source's blob belongs to the feeder"
     second = "layer { name: 's' type: 'Sigmoid' bottom: 'c' top: 's' }"
     g = graph(DATA, LABEL, conv("c", "data"), second, relu("c"), ip("c"), LOSS)
-    assert not g.node("relu_c").inplace, "s reads the same value"
+    assert g.node("relu_c").inplace is None, "s reads the same value"
 
 
-# --- splits ------------------------------------------------------------------------------------------------------
+def test_a_sum_overwrites_the_branch_that_nobody_needs():
+    total = "layer { name: 'sum' type: 'Eltwise' bottom: 'r' bottom: 'd' top: 'sum' }"
+    third = conv("d", "r", "").replace("kernel_size: 3", "kernel_size: 1")
+    g = graph(DATA, LABEL, conv("c", "data"), relu("c", "r"), third, total, ip("sum"), LOSS)
+    assert g.node("relu_c").inplace == 0, "another name, but nobody else reads c"
+    assert g.node("sum").inplace == 1, "r is read by d"
+
+
+# --- fuse ------------------------------------------------------------------------------------------------------------
+NORM = "layer { name: 'bn' type: 'BatchNorm' bottom: 'c' top: 'bn' }"
+SCALE = "layer { name: 'sc' type: 'Scale' bottom: 'bn' top: 'sc' scale_param { bias_term: true } }"
+
+
+def test_scale_behind_batch_norm_is_absorbed():
+    g = graph(DATA, LABEL, conv("c", "data"), NORM, SCALE, ip("sc"), LOSS)
+    assert [n.name for n in g.nodes if n.absorbed] == ["sc"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("scale_param { ", "scale_param { num_axes: 2 "),
+        ("layer { name: 'sc'", "layer { name: 'other' type: 'Power' bottom: 'bn' top: 'p' } layer { name: 'sc'"),
+    ],
+)
+def test_other_scales_stay(change):
+    g = graph(DATA, LABEL, conv("c", "data"), NORM, SCALE.replace(*change), ip("sc"), LOSS)
+    assert not any(n.absorbed for n in g.nodes)
+
+
+# --- splits ----------------------------------------------------------------------------------------------------------
 def test_split_names_are_caffes():
     accuracy = "layer { name: 'acc' type: 'Accuracy' bottom: 'ip' bottom: 'label' top: 'acc' }"
     g = splits.insert(graph(DATA, LABEL, ip("data"), relu("ip"), LOSS, accuracy))

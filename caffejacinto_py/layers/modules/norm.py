@@ -34,37 +34,33 @@ class BatchNorm(nn.Module):
         self.eps, self.fraction, self.use_global = eps, fraction, use_global
         self.update = True
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """scale, shift: those of a Scale layer behind this one, applied in the same pass over memory."""
+        scale, shift = self.scale if scale is None else scale, self.shift if shift is None else shift
         flat = x.unsqueeze(1) if x.dim() == 1 else x
         use_global = not self.training if self.use_global is None else self.use_global
-        y = self.normalize_global(flat) if use_global else self.normalize_batch(flat)
+        y = (self.normalize_global if use_global else self.normalize_batch)(flat, scale, shift)
         return y.squeeze(1) if x.dim() == 1 else y
 
-    def normalize_global(self, x: Tensor) -> Tensor:
+    def normalize_global(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         with torch.no_grad():
             mean, variance = self.running()
-        return F.batch_norm(x, mean, variance, self.scale, self.shift, False, 0.0, self.eps)
+        return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, self.eps)
 
-    def normalize_batch(self, x: Tensor) -> Tensor:
+    def normalize_batch(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
         count = x.numel() // x.shape[1]
         # momentum 1 leaves the batch's own mean and unbiased variance in the two buffers
         mean, unbiased = torch.zeros_like(self.mean), torch.zeros_like(self.variance)
         if count > 1:
-            y = F.batch_norm(x, mean, unbiased, self.scale, self.shift, True, 1.0, self.eps)
+            y = F.batch_norm(x, mean, unbiased, scale, shift, True, 1.0, self.eps)
         else:  # torch refuses one value per channel; Caffe's variance is then 0
             with torch.no_grad():
                 mean.copy_(x.reshape(-1))
-            y = self.affine(x - x)
+            y = _affine(x - x, scale, shift)
         if self.update:
             with torch.no_grad():
                 self.accumulate(mean, unbiased, count)
         return y
-
-    def affine(self, y: Tensor) -> Tensor:
-        if self.scale is None or self.shift is None:
-            return y
-        tail = (1,) * (y.dim() - 2)
-        return y * self.scale.view(-1, *tail) + self.shift.view(-1, *tail)
 
     def running(self) -> tuple[Tensor, Tensor]:
         """Mean and variance for the global mode. BVLC: the sums divided by the factor; 0 where nothing was counted."""
@@ -82,6 +78,12 @@ class BatchNorm(nn.Module):
             f"channels={self.mean.numel()}, eps={self.eps:g}, fraction={self.fraction:g}, "
             f"use_global={self.use_global}, affine={self.scale is not None}"
         )
+
+
+def _affine(y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    tail = (1,) * (y.dim() - 2)
+    y = y if scale is None else y * scale.view(-1, *tail)
+    return y if shift is None else y + shift.view(-1, *tail)
 
 
 class BatchNormAverage(BatchNorm):
@@ -131,6 +133,10 @@ class Scale(nn.Module):
         like = scale if per_channel else None
         self.register_buffer("zeros", None if like is None else torch.zeros_like(like), persistent=False)
         self.register_buffer("ones", None if like is None else torch.ones_like(like), persistent=False)
+
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """scale and shift, for the layer before to apply."""
+        return self.scale, self.shift
 
     def forward(self, x: Tensor, *given: Tensor) -> Tensor:
         if self.zeros is not None and x.dtype == self.zeros.dtype:
