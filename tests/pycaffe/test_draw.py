@@ -86,7 +86,7 @@ def test_pydot() -> None:
         with pytest.raises(UsageError, match="pydot"):
             draw.get_pydot_graph(lenet().to_proto())
     else:
-        assert len(draw.get_pydot_graph(lenet().to_proto()).get_edges()) == 10
+        assert len(draw.get_pydot_graph(lenet().to_proto()).get_edges()) == 11
 
 
 def test_published_nets() -> None:

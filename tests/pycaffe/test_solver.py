@@ -83,3 +83,93 @@ def test_every_class_sets_its_type(name: str, folder: Path) -> None:
     solver.net.blobs["x"].data[...] = 1
     solver.step(1)
     assert (solver.net.params["ip"][0].data != before).all()
+
+
+def problem(solver: caffe.SGDSolver) -> None:
+    solver.net.blobs["x"].data[...] = [[1, 0], [0, 1], [1, 1], [-1, 1]]
+    solver.net.blobs["t"].data[...] = [[1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_gradients_of_blobs_after_step(steps: int, folder: Path) -> None:
+    solver = caffe.SGDSolver("s.prototxt")
+    problem(solver)
+    solver.step(steps)
+    blobs = solver.net.blobs
+    np.testing.assert_allclose(blobs["y"].diff, (blobs["y"].data - blobs["t"].data) / 4, rtol=1e-5)
+    assert float(blobs["loss"].diff) == 1
+
+
+def test_steps_one_by_one_and_together_agree(folder: Path) -> None:
+    ends = []
+    for parts in ([6], [1] * 6, [2, 4]):
+        solver = caffe.AdamSolver("s.prototxt")
+        problem(solver)
+        for n in parts:
+            solver.step(n)
+        ends.append(solver.net.params["ip"][0].data.copy())
+    np.testing.assert_allclose(ends[1], ends[0], rtol=1e-5)
+    np.testing.assert_allclose(ends[2], ends[0], rtol=1e-5)
+
+
+def test_gradient_arrays_stay_live_over_steps(folder: Path) -> None:
+    solver = caffe.SGDSolver("s.prototxt")
+    problem(solver)
+    diff = solver.net.params["ip"][1].diff
+    seen = []
+    for n in (1, 2):
+        solver.step(n)
+        seen.append(float(diff[0]))
+        np.testing.assert_array_equal(diff, solver.net.params["ip"][1].diff)
+    assert seen[0] < 0
+    assert seen[1] not in (0, seen[0])
+
+
+def test_callbacks(folder: Path) -> None:
+    solver = caffe.SGDSolver("s.prototxt")
+    problem(solver)
+    seen: list[tuple[str, int]] = []
+
+    def clip() -> None:
+        seen.append(("gradients", solver.iter))
+        for blobs in solver.net.params.values():
+            for blob in blobs:
+                blob.diff[...] = 1
+
+    solver.add_callback(lambda: seen.append(("start", solver.iter)), clip)
+    solver.step(2)
+    assert seen == [("start", 0), ("gradients", 0), ("start", 1), ("gradients", 1)]
+    np.testing.assert_allclose(solver.net.params["ip"][0].data, -0.2, rtol=1e-6)
+
+
+def test_callbacks_of_the_training_net(folder: Path) -> None:
+    """Whoever follows the layers sees every iteration of a step."""
+    plain, followed = caffe.SGDSolver("s.prototxt"), caffe.SGDSolver("s.prototxt")
+    layers: list[int] = []
+    followed.net.after_backward(layers.append)
+    for solver in (plain, followed):
+        problem(solver)
+        solver.step(3)
+    assert layers == [2, 1] * 3
+    np.testing.assert_allclose(followed.net.params["ip"][0].data, plain.net.params["ip"][0].data, rtol=1e-6)
+
+
+def test_learning_rate_can_be_set(folder: Path) -> None:
+    solver = caffe.SGDSolver("s.prototxt")
+    solver.param.base_lr = 0.5
+    assert solver.lr == pytest.approx(0.5)
+    solver.net.params["ip"][0].diff[...] = 1
+    solver.apply_update()
+    np.testing.assert_allclose(solver.net.params["ip"][0].data, -0.5)
+    assert solver.param.lr_policy == "fixed"
+
+
+def test_share_weights(folder: Path) -> None:
+    solver = caffe.SGDSolver("s.prototxt")
+    other = caffe.Net("n.prototxt", caffe.TEST)
+    solver.share_weights(other)
+    solver.net.params["ip"][1].data[...] = 9
+    assert (other.params["ip"][1].data == 9).all()
+    problem(solver)
+    solver.step(1)
+    np.testing.assert_array_equal(other.params["ip"][1].data, solver.net.params["ip"][1].data)
