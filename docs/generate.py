@@ -1,16 +1,22 @@
-"""Write docs/cli.md from the commands themselves. `--check`: fail if it is not up to date."""
+"""Write docs/cli.md from the commands and docs/layers.md from the layer registry. `--check`: fail where one is old."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
 from caffejacinto_py.cli.group import VERBS, cli
+from caffejacinto_py.layers import registry
+from caffejacinto_py.layers.base import Layer
+from caffejacinto_py.schema import pb
 
-TARGET = Path(__file__).with_name("cli.md")
+FOLDER = Path(__file__).parent
 HEAD = """# Command line
 
 Generated from the program by `make docs`; do not edit.
@@ -79,15 +85,156 @@ def row(option: click.Option) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
+# messages that layers have besides their own
+COMMON = ("TransformationParameter", "LossParameter", "ParamSpec", "NetStateRule")
+LAYERS_HEAD = """# Layers
+
+Generated from the layer registry by `make docs`; do not edit.
+
+Every layer type of this version, with what the class itself says: formula, bottoms and tops with their axes, blobs in
+the order of a caffemodel, options, and where forks differ. *Forks*: who has the type; "all" are BVLC Caffe, NVCaffe,
+caffe-jacinto, SSD, ADaPTION and Ristretto. *V1*: its name in old `layers { type: ... }`. The fields of all parameter
+messages with their defaults are [below](#parameters). A field that is listed and of no effect here is accepted all the
+same, so that files of every fork parse.
+
+| type | other spellings | forks | bottoms | tops | parameters |
+|---|---|---|---|---|---|
+"""
+
+
+def layers_page() -> str:
+    """The text of docs/layers.md."""
+    importlib.import_module("caffejacinto_py.layers")
+    spellings: dict[type[Layer], list[str]] = {}
+    for name in registry.types():
+        spellings.setdefault(registry.find(name), []).append(name)
+    classes = sorted(spellings, key=lambda c: (c.type.lower(), c.type))
+    anchors: dict[type[Layer], str] = {}
+    for cls in classes:  # of headings that differ in case only, the later ones get a number
+        same = sum(a.type.lower() == cls.type.lower() for a in anchors)
+        anchors[cls] = cls.type.lower() + (f"-{same}" if same else "")
+    parts = [LAYERS_HEAD]
+    for cls in classes:
+        other = ", ".join(n for n in spellings[cls] if n != cls.type)
+        cells = (
+            f"[{cls.type}](#{cls.type.lower()})",
+            other,
+            cls.forks,
+            counts(cls.bottoms),
+            tops(cls),
+            param_link(cls),
+        )
+        parts.append("| " + " | ".join(cells) + " |\n")
+    parts += [layer_section(cls, spellings[cls]) for cls in classes]
+    parts.append("\n# Parameters\n\nFields of the parameter messages; `repeated` ones may be given several times.\n")
+    names = messages({message_of(cls.field) for cls in classes if cls.field} | set(COMMON))
+    parts += [message_section(name) for name in sorted(names)]
+    return "".join(parts)
+
+
+def messages(names: set[str]) -> set[str]:
+    """These messages and those inside them."""
+    found: set[str] = set()
+    todo = sorted(names)
+    while todo:
+        name = todo.pop()
+        if name not in found and hasattr(pb, name):
+            found.add(name)
+            kinds = (field.message_type for field in getattr(pb, name).DESCRIPTOR.fields)
+            todo += [kind.name for kind in kinds if kind is not None]
+    return found
+
+
+def counts(pair: tuple[int, int | None]) -> str:
+    least, most = pair
+    return f"{least} or more" if most is None else str(least) if least == most else f"{least} to {most}"
+
+
+def tops(cls: type[Layer]) -> str:
+    return "as many as bottoms" if cls.equal_counts else counts(cls.tops)
+
+
+def message_of(field: str) -> str:
+    return str(pb.LayerParameter.DESCRIPTOR.fields_by_name[field].message_type.name)
+
+
+def param_link(cls: type[Layer]) -> str:
+    return f"[{cls.field}](#{message_of(cls.field).lower()})" if cls.field else ""
+
+
+def traits(cls: type[Layer]) -> Iterator[str]:
+    """What the class says as data, in words."""
+    if cls.loss_top:
+        yield "a loss: top 0 has loss_weight 1 unless the file says otherwise"
+    if cls.source:
+        yield "a source: it has no bottoms and is fed with data"
+    if cls.may_inplace:
+        yield "works in place where that is safe"
+    if cls.forbids_inplace:
+        yield "top and bottom must not have one name"
+
+
+def layer_section(cls: type[Layer], names: list[str]) -> str:
+    """One type: facts, then its docstring."""
+    other = ", ".join(f"`{n}`" for n in names if n != cls.type)
+    facts = [f"forks: {cls.forks}", f"bottoms: {counts(cls.bottoms)}", f"tops: {tops(cls)}"]
+    facts += [f"also written {other}"] if other else []
+    facts += [f"V1: `{cls.v1}`"] if cls.v1 else []
+    facts += [f"parameters: {param_link(cls)}"] if cls.field else []
+    facts += list(traits(cls))
+    text = inspect.cleandoc(cls.__doc__ or "")
+    return f"\n## {cls.type}\n\n" + "".join(f"- {fact}\n" for fact in facts) + f"\n```text\n{text}\n```\n"
+
+
+def message_section(name: str) -> str:
+    """One parameter message: every field with type and default, from the schema itself."""
+    rows = []
+    for field in getattr(pb, name).DESCRIPTOR.fields:
+        cells = (f"`{field.name}`", kind_of(field), default_of(field))
+        rows.append("| " + " | ".join(cells) + " |\n")
+    return f"\n## {name}\n\n| field | type | default |\n|---|---|---|\n" + "".join(rows)
+
+
+def kind_of(field: Any) -> str:
+    names = {1: "double", 2: "float", 3: "int64", 4: "uint64", 5: "int32", 8: "bool", 9: "string", 12: "bytes",
+             13: "uint32", 17: "sint32", 18: "sint64"}  # fmt: skip
+    if field.message_type is not None:
+        name = field.message_type.name
+        name = f"[{name}](#{name.lower()})" if hasattr(pb, name) else name
+    elif field.enum_type is not None:
+        name = ", ".join(v.name for v in field.enum_type.values)
+    else:
+        name = names[field.type]
+    return f"repeated {name}" if many(field) else name
+
+
+def default_of(field: Any) -> str:
+    """The default that the schema declares; empty: none, the layer decides."""
+    if many(field) or field.message_type is not None or not field.has_default_value:
+        return ""
+    value = field.default_value
+    if field.enum_type is not None:
+        return f"`{field.enum_type.values_by_number[value].name}`"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:.7g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def many(field: Any) -> bool:
+    """Repeated; asked in the way that every protobuf from 4.25 on answers."""
+    return isinstance(field.default_value, list)
+
+
 def main() -> int:
-    text = generate()
-    if "--check" in sys.argv[1:]:
-        if not TARGET.is_file() or TARGET.read_text() != text:
-            print(f"{TARGET} is not up to date: run `make docs`", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.write_text(text)
-    return 0
+    stale = 0
+    for name, text in (("cli.md", generate()), ("layers.md", layers_page())):
+        target = FOLDER / name
+        if "--check" not in sys.argv[1:]:
+            target.write_text(text)
+        elif not target.is_file() or target.read_text() != text:
+            print(f"{target} is not up to date: run `make docs`", file=sys.stderr)
+            stale += 1
+    return 1 if stale else 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,15 @@ VERBS: dict[str, str] = {
     "convert_mnist_data": "Make an LMDB from MNIST's idx files.",
     "convert_cifar_data": "Make LMDBs from CIFAR-10's binary batches.",
     "compute_image_mean": "Compute the mean image of an LMDB.",
+    "extract_features": "Write blobs of a net into LMDBs.",
+    "classify": "Classify images.",
+    "convert": "Convert weights: caffemodel, HDF5, npz; BatchNorm forms.",
+    "upgrade_net_proto_text": "Rewrite a net prototxt of any age in today's form.",
+    "upgrade_net_proto_binary": "Rewrite a binary net (.caffemodel) of any age in today's form.",
+    "upgrade_solver_proto_text": "Rewrite a solver prototxt of any age in today's form.",
+    "draw_net": "Draw a net: DOT text, or a picture where Graphviz is installed.",
+    "parse_log": "Make tables (CSV) of a training log.",
+    "plot": "Plot loss, learning rate and accuracy of training logs.",
     "digits": "Make train and test LMDBs of scikit-learn's handwritten digits.",
 }
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 from caffejacinto_py.cli import devices
 from caffejacinto_py.solver.metrics import Metrics
 
@@ -60,3 +62,10 @@ def open_net(model: Path, weights: Sequence[str], given: Mapping[str, Any], log:
     net = build.build_net(source, given["phase"], python_layers=given["python_layers"], **options)
     build.load_weights([net], list(weights), tolerant=dialect.ignore_shape_mismatch)
     return net
+
+
+def print_upgrades(notices: Sequence[str], output: Path) -> None:
+    """What an upgrade did, for the programs that upgrade files."""
+    for notice in notices:
+        click.echo(notice)
+    click.echo(f"Wrote {output}" + ("" if notices else ": nothing was old"))
