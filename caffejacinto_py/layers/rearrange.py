@@ -23,6 +23,8 @@ class ShuffleChannel(Layer):
     Source: xieguotian/caffe shuffle_channel_layer.cpp; Zhang et al. 2017.
     """
 
+    is_view = True  # with one group the bottom itself is the top
+
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         group, shape = self.param.group, ins[0]
         if len(shape) < 2:
@@ -129,6 +131,8 @@ class Flip(Layer):
     Bottom and top: (N, C, H, W). flip_param: flip_width (true): columns; flip_height (false): rows.
     Source: happynear/caffe-windows flip_layer.cpp.
     """
+
+    is_view = True  # with no axis the bottom itself is the top
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         check_image(self, ins[0])

@@ -24,6 +24,7 @@ class _Recurrent(Layer):
 
     stateful_forward = True
     saves_output = True
+    is_view = True  # the last hidden state is the end of the first top, and the state the layer keeps
     states: ClassVar[int] = 1
 
     def differentiable(self, i: int) -> bool:

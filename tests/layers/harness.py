@@ -124,8 +124,9 @@ def check_layer(case: Case) -> None:
         _rebatch(case)
     if case.phases_agree:
         _phases(case, bottoms)
-    if built.layer.may_inplace:
-        _inplace(case, bottoms)
+    _memory(case, bottoms)
+    for i in built.layer.inplace_inputs():
+        _inplace(case, bottoms, i)
     if any(len(s) == 4 for s in case.ins):
         _channels_last(case, bottoms)
     if case.compiled:
@@ -215,13 +216,35 @@ def _phases(case: Case, bottoms: Arrays) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
+def _memory(case: Case, bottoms: Arrays) -> None:
+    """What passes/inplace.py relies on: tops with memory of their own, which backward does not need to be intact."""
+    for phase in ("TRAIN", "TEST"):
+        built = _build(case, case.ins, phase=phase)
+        inputs = [x * 1.0 for x in _tensors(bottoms)]
+        for i, x in enumerate(inputs):
+            x.requires_grad_(built.layer.differentiable(i))
+        tops = built(*[x * 1.0 for x in inputs] if phase == "TRAIN" else inputs)
+        if built.layer.is_view:
+            continue
+        other = {t.untyped_storage().data_ptr() for t in (*inputs, *built.module.parameters(), *built.module.buffers())}
+        for top in tops:
+            assert top.untyped_storage().data_ptr() not in other, "a top shares memory, but is_view is False"
+            other.add(top.untyped_storage().data_ptr())
+        live = [t for t in tops if t.requires_grad and t.numel()]
+        if live and not built.layer.saves_output:
+            seeds = [torch.ones_like(t) for t in live]
+            for t in live:
+                t.mul_(1.0)  # counts as overwriting
+            torch.autograd.backward(live, seeds)
+
+
 def _run(
-    case: Case, inputs: list[torch.Tensor], *, inplace: bool = False, compiled: bool = False
+    case: Case, inputs: list[torch.Tensor], *, into: int | None = None, compiled: bool = False
 ) -> list[torch.Tensor]:
     """Tops, bottom gradients and blob gradients; the inputs go through a multiplication, so that they are no leaves."""
     built = _build(case, case.ins)
-    if inplace:
-        built.module.inplace = True  # type: ignore[assignment]
+    if into is not None:
+        built.module.inplace, built.module.into = True, into  # type: ignore[assignment]
     if compiled:
         built.module = torch.compile(built.module, backend="aot_eager", fullgraph=True)  # type: ignore[assignment]
     diff = [i for i in range(len(inputs)) if built.layer.differentiable(i)]
@@ -236,8 +259,8 @@ def _run(
     return [*(t.detach() for t in tops), *(g for g in grads if g is not None)]
 
 
-def _inplace(case: Case, bottoms: Arrays) -> None:
-    for a, b in zip(_run(case, _tensors(bottoms)), _run(case, _tensors(bottoms), inplace=True), strict=True):
+def _inplace(case: Case, bottoms: Arrays, into: int) -> None:
+    for a, b in zip(_run(case, _tensors(bottoms)), _run(case, _tensors(bottoms), into=into), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
