@@ -86,7 +86,10 @@ def _check_blobs(net: Net, blobs: Sequence[str]) -> None:
     shapes = {value.name: shape for value, shape in net.graph.shapes.items()}
     for blob in blobs:
         if blob not in shapes:
-            raise UsageError(f"the net has no blob '{blob}' in phase TEST", hint=near(blob, shapes))
+            raise UsageError(
+                f"the net has no blob '{blob}' in phase TEST",
+                hint=near(blob, shapes) or f"blobs: {', '.join(sorted(shapes)[:20])}",
+            )
         if not 1 <= len(shapes[blob]) <= 4:
             raise UsageError(f"blob '{blob}' has {len(shapes[blob])} axes, and a Datum holds one image of 1 to 3 axes")
 

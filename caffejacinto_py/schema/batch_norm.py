@@ -226,11 +226,11 @@ def _statistics(entry: LayerBlobs) -> list[np.ndarray]:
     mean, variance, factor, *affine = blobs
     if len({b.size for b in (mean, variance, *affine)}) != 1 or factor.size != 1:
         raise WeightsError(f"BatchNorm layer '{entry.name}': the blobs do not fit each other")
-    if affine:  # NVCaffe never looks at its factor
-        return [mean, variance, *affine]
-    if factor[0] == 0:  # an untrained BVLC layer uses zeros
+    if factor[0] == 0 and not affine:  # an untrained BVLC layer uses zeros
         return [np.zeros_like(mean), np.zeros_like(variance)]
-    return [mean / factor, variance / factor]
+    # NVCaffe's own factor is 1 and never read; another one shows sums, as loading into such a net takes it too
+    value = factor if factor[0] != 0 else np.float32(1)
+    return [mean / value, variance / value, *affine]
 
 
 def _affine_blobs(entry: LayerBlobs, channels: int) -> list[np.ndarray]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import calendar
 import csv
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -19,8 +21,8 @@ _LOSS = re.compile(r"Iteration (\d+)\b.*\bloss = " + _NUMBER, re.IGNORECASE)
 _LR = re.compile(r"Iteration (\d+)\b.*\blr = " + _NUMBER, re.IGNORECASE)
 _OUTPUT = re.compile(r"\b(Train|Test) net output #(\d+): (\S+) = " + _NUMBER + r"(.*)", re.IGNORECASE)
 _SCORE = re.compile(r"\bTest score #(\d+): " + _NUMBER, re.IGNORECASE)  # before 2014
-_DAYS = (0, 31, 60, 91, 121, 152, 182, 213, 244, 274, 305, 335)  # before each month of a leap year
-_YEAR = 366 * 86400.0
+_DAYS = (0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334)  # before each month
+_DAY = 86400.0
 _OWN = ("event", "iter", "time", "lr", "net")  # of metrics.jsonl, besides the outputs
 
 
@@ -62,7 +64,8 @@ def read_log(path: str | os.PathLike[str]) -> list[Row]:
         with open(path, encoding="utf-8", errors="replace") as f:
             first = f.readline()
             f.seek(0)
-            rows = _read_metrics(f, path) if first.lstrip().startswith("{") else _read_text(f)
+            year = time.localtime(os.fstat(f.fileno()).st_mtime).tm_year  # glog writes none
+            rows = _read_metrics(f, path) if first.lstrip().startswith("{") else _read_text(f, year)
     except OSError as e:
         raise InputError(f"cannot read this log: {e.strerror}", loc=Loc(path)) from None
     rows = [r for r in rows if r.iter >= 0]
@@ -75,8 +78,9 @@ def read_log(path: str | os.PathLike[str]) -> list[Row]:
 
 @dataclass
 class _Reader:
-    """Takes the lines of a log one by one."""
+    """Takes the lines of a log, which ends in `year`, one by one."""
 
+    year: int
     rows: list[Row] = field(default_factory=list)
     now: float | None = None
     start: float | None = None
@@ -99,9 +103,10 @@ class _Reader:
         month, day, hour, minute = (int(found[i]) for i in (1, 2, 3, 4))
         if not 1 <= month <= 12:
             return
-        now = (_DAYS[month - 1] + day) * 86400.0 + hour * 3600 + minute * 60 + float(found[5])
-        while self.now is not None and now < self.now - _YEAR / 2:  # glog writes no year
-            now += _YEAR
+        leap = calendar.isleap(self.year)
+        now = (_DAYS[month - 1] + (leap and month > 2) + day) * _DAY + hour * 3600 + minute * 60 + float(found[5])
+        while self.now is not None and now < self.now - 180 * _DAY:  # past the end of a year
+            now += (366 if leap else 365) * _DAY
         self.now = now
         if self.start is None or "] Solving" in line:
             self.start = now
@@ -134,8 +139,8 @@ class _Reader:
         row.iter, row.lr = iteration, lr
 
 
-def _read_text(lines: Iterable[str]) -> list[Row]:
-    reader = _Reader()
+def _read_text(lines: Iterable[str], year: int) -> list[Row]:
+    reader = _Reader(year)
     for line in lines:
         reader.line(line)
     return reader.rows
@@ -149,13 +154,13 @@ def _read_metrics(lines: Iterable[str], path: str) -> list[Row]:
             continue
         try:
             event = json.loads(line)
-            kind, iteration, time = event["event"], int(event["iter"]), float(event["time"])
+            kind, iteration, now = event["event"], int(event["iter"]), float(event["time"])
         except (ValueError, KeyError, TypeError):
             raise InputError("this line is no record of metrics.jsonl", loc=Loc(path, number, 1)) from None
-        start = time if start is None else start
+        start = now if start is None else start
         if kind not in ("train", "test"):
             continue
-        row = Row(kind, iteration, time - start, net=int(event.get("net", 0)))
+        row = Row(kind, iteration, now - start, net=int(event.get("net", 0)))
         for name, value in event.items():
             if name not in _OWN:
                 _add(row, name, value)
