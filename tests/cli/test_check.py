@@ -150,7 +150,7 @@ def test_every_real_file_made_of_registered_layers(capsys: Capture) -> None:
         if row["kind"] == "solver":
             solvers += 1
             good = not reports[0].errors and not reports[0].unknown_fields
-        elif all(registry.known(t) for t in row["layer_types"].split()):
+        elif all(registry.known(t) and t != "Python" for t in row["layer_types"].split()):  # user code may not run
             nets += 1
             good = all(r.ok for r in reports)
         else:
