@@ -11,6 +11,7 @@ from typing import Any
 
 from caffejacinto_py.layers.base import Layer, Shape
 from caffejacinto_py.layers.registry import layer
+from caffejacinto_py.schema import pb
 
 
 class Source(Layer):
@@ -22,6 +23,10 @@ class Source(Layer):
     def assumed(self, ntop: int) -> list[Shape | None]:
         """Top shapes by the fields alone; None: the consumer of that top decides (`Layer.expects`), else (batch,)."""
         raise NotImplementedError(self.type)
+
+    def constants(self) -> list[float | None]:
+        """For each top the value that it holds until somebody writes into it; None: filled anew for every batch."""
+        return [None] * self.ntop
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         self.check()
@@ -238,6 +243,11 @@ class DummyData(Described):
             found = len(getattr(p, name))
             if found not in (1, n):
                 raise self.fail(f"{found} {name} for {n} tops: give one for all or one a top", at, name)
+
+    def constants(self) -> list[float | None]:
+        fillers = list(self.param.data_filler) or [pb.FillerParameter()]
+        values = [f.value if f.type == "constant" else None for f in fillers]
+        return values * self.ntop if len(values) == 1 else values
 
     def described(self) -> list[Shape]:
         p, at = self.param, "dummy_data_param"

@@ -20,8 +20,14 @@ __all__ = [
 ]  # fmt: skip
 
 
+class ShapeError(DataError, ValueError):
+    """Values without a shape, or of another number than the shape says."""
+
+
 def blobproto_to_array(blob: Any, return_diff: bool = False) -> np.ndarray:
-    """The values (or the gradients) of a BlobProto, in its shape; without a shape, as one axis."""
+    """The values (or the gradients) of a BlobProto, in its shape; one value without a shape is a scalar. Raises
+    ShapeError.
+    """
     if return_diff:
         values = pb.BlobProto()
         values.CopyFrom(blob)
@@ -30,7 +36,9 @@ def blobproto_to_array(blob: Any, return_diff: bool = False) -> np.ndarray:
         blob = values
     legacy = any(blob.HasField(f) for f in ("num", "channels", "height", "width"))
     if not legacy and not blob.HasField("shape"):
-        return np.array(blob.data, np.float32)
+        if len(blob.data) != 1:
+            raise ShapeError(f"a BlobProto of {len(blob.data)} values has no shape")
+        return np.array(blob.data[0], np.float32)
     return blob_to_array(blob)
 
 

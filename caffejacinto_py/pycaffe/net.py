@@ -88,11 +88,11 @@ class Net(InBatches):
         """A Blob for every name (versions of an in-place chain share one), with the loss weight in its diff."""
         named: OrderedDict[str, Top] = OrderedDict()
         for node in self._graph.nodes:
-            for v, weight in zip(node.outputs, node.loss_weights, strict=True):
+            for v, weight, value in zip(node.outputs, node.loss_weights, _constants(node), strict=True):
                 shape = self._graph.shapes[v]
                 key = _key(v)
                 if key not in self._blobs:
-                    self._blobs[key] = Top(shape, weight)
+                    self._blobs[key] = Top(shape, weight, value or 0.0)
                 self._blobs[key].reshape(*shape)
                 named[v.name] = self._blobs[key]
         self.blobs = named
@@ -198,6 +198,11 @@ class Net(InBatches):
         self._params_from_net()
         return loss
 
+    def _written_constants(self) -> bool:
+        """Whether somebody may have written into a constant top of a DummyData."""
+        tops = ((v, c) for n in self._graph.nodes for v, c in zip(n.outputs, _constants(n)))
+        return any(c is not None and (self.blobs[v.name].data != c).any() for v, c in tops)
+
     def _layer(self, i: int, node: Node, values: dict[Value, torch.Tensor]) -> Sequence[torch.Tensor]:
         module = self._modules[i]
         assert module is not None
@@ -207,11 +212,14 @@ class Net(InBatches):
         return self._tape.forward(i, node, module, bottoms)
 
     def _source(self, node: Node) -> Sequence[torch.Tensor]:
-        """The tops of a layer without bottoms: the user's arrays for an Input, else the next batch."""
-        device = self._net.device
+        """The tops of a layer without bottoms: the user's arrays for an Input, else the next batch. Constants of a
+        DummyData are the user's too: they are filled once.
+        """
+        stay = [self._blobs[_key(v)]._data.take(self._net.device) for v in node.outputs]
         if node.layer.source == "input":
-            return [self._blobs[_key(v)]._data.take(device) for v in node.outputs]
-        return [torch.from_numpy(a).to(device) for a in self._feed.feeders[node.name].next()]
+            return stay
+        batch = [torch.from_numpy(a).to(self._net.device) for a in self._feed.feeders[node.name].next()]
+        return [old if value is not None else new for old, new, value in zip(stay, batch, _constants(node))]
 
     def _backward(self, first: int, last: int) -> None:
         self._params_to_net()
@@ -220,8 +228,8 @@ class Net(InBatches):
             if not node.backward:
                 continue
             self._call("before_backward", i)
-            if i not in self._tape:
-                raise UsageError(f"backward through layer '{node.name}', which has not run forward yet")
+            if i not in self._tape:  # Caffe computes with what stands in the blobs
+                self._layer(i, node, {})
             diffs = [self._blobs[_key(v)]._diff.take(self._net.device) for v in node.outputs]
             found = self._tape.backward(i, self._net.params.get(node.name, []), diffs)
             for v, diff in zip(node.inputs, found, strict=True):
@@ -330,6 +338,10 @@ class Net(InBatches):
         """Write the weights (and gradients) as HDF5."""
         self._params_to_net()
         write_model(os.fspath(path), self._net.model(diffs=write_diff), format="hdf5", diffs=write_diff)
+
+
+def _constants(node: Node) -> list[float | None]:
+    return node.layer.constants() if node.layer.source else [None] * len(node.outputs)
 
 
 def _key(v: Value) -> Value | str:

@@ -139,7 +139,7 @@ class Function:
     def __init__(self, type_name: str, inputs: tuple[Any, ...], params: dict[str, Any]) -> None:
         for i, given in enumerate(inputs):
             if not isinstance(given, Top):
-                raise TypeError(f"{type_name} input {i} is not a Top but a {type(given).__name__}")
+                raise TypeError(f"{type_name} input {i} is not a Top (type is {type(given)})")
         self.type_name = type_name
         self.inputs: tuple[Top, ...] = inputs
         self.params = dict(params)

@@ -33,6 +33,7 @@ class Solver:
             doc.message.random_seed = MODE.seed
         self._loop = Loop(doc, device=MODE.device, layout="nchw", python_layers=True)
         self._last = 0
+        self._fed = False
         self._loop.callbacks.append(Callbacks(self._choose_pass, lambda: None))
         self.net = Net.of_engine(self._loop.net, self._loop.feed)
         pairs = zip(self._loop.test_nets, self._loop.test_feeds, strict=True)
@@ -104,6 +105,7 @@ class Solver:
                 feeder: Any = self._loop.feed.feeders[node.name]
                 feeder.reset(*(self.net.blobs[v.name].data for v in node.outputs))
         self._last = until - 1
+        self._fed = self.net._written_constants()
         try:
             train()
         finally:
@@ -111,8 +113,8 @@ class Solver:
 
     def _choose_pass(self) -> None:
         """Run the last iteration layer by layer, so that all of its blobs and gradients can be looked at; earlier ones
-        only where the user follows the layers, because it is slower."""
-        look = self._loop.iter == self._last or self.net._callbacks
+        only where the user follows the layers or feeds them constants of a DummyData."""
+        look = self._loop.iter == self._last or self.net._callbacks or self._fed
         self._loop.one_pass = self._pass if look else None
 
     def _pass(self) -> Result:

@@ -159,13 +159,13 @@ class Blob:
 
 
 class Top(Blob):
-    """A blob that a layer makes. diff: what its gradient is before the first backward (a loss weight)."""
+    """A blob that a layer makes. data, diff: what it and its gradient (a loss weight) are before the first pass."""
 
     _data: Memory
     _diff: Memory
 
-    def __init__(self, shape: Sequence[int], diff: float = 0.0) -> None:
-        super().__init__(Memory(shape), Memory(shape, diff))
+    def __init__(self, shape: Sequence[int], diff: float = 0.0, data: float = 0.0) -> None:
+        super().__init__(Memory(shape, data), Memory(shape, diff))
 
 
 class ParamBlob(Blob):
