@@ -5,6 +5,7 @@ Every problem of the file is collected, up to a limit, so that a user mends them
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from caffejacinto_py.errors import CaffeError, LayerError, Loc, PrototxtError, n
 from caffejacinto_py.ir.graph import Graph, Node, Spec, Value
 from caffejacinto_py.schema.dialect import BVLC, Dialect
 
+log = logging.getLogger(__name__)
 PHASES = ("TRAIN", "TEST")  # numbers of enum Phase
 _PERMISSIVE = 1  # ParamSpec.DimCheckMode
 _MAX_ERRORS = 100
@@ -88,7 +90,7 @@ def build(
         except LayerError as e:
             e.loc = where(("layer", index))
             errors.append(e)
-    for index, proto in kept_layers:
+    for index, proto in _distinct(kept_layers, where):
         node, found = _resolve(index, proto, names, lookup, where)
         nodes.append(node)
         errors += found
@@ -109,6 +111,29 @@ def build(
         proto=message,
         locate=locate,
     )
+
+
+def _distinct(layers: list[tuple[int, Any]], where: Any) -> list[tuple[int, Any]]:
+    """The same layers, each with a name of its own. Caffe lets names repeat; weights are then matched to the first."""
+    taken = {proto.name for _, proto in layers}
+    seen: set[str] = set()
+    out = []
+    for index, proto in layers:
+        if proto.name in seen:
+            again, n = type(proto)(), 2
+            again.CopyFrom(proto)
+            while (name := f"{proto.name or proto.type}_{n}") in taken:
+                n += 1
+            again.name = name
+            taken.add(name)
+            if proto.name:
+                place = where(("layer", index))
+                prefix = f"{place}: " if place else ""
+                log.warning("%sa second layer is named '%s': it is called '%s' here", prefix, proto.name, name)
+            proto = again
+        seen.add(proto.name)
+        out.append((index, proto))
+    return out
 
 
 def _empty(message: Any, phase: str, where: Any) -> PrototxtError:

@@ -124,3 +124,15 @@ def test_emit_keeps_what_filtering_left():
         "layer { name: 'a' type: 'In' top: 'x' include { phase: TRAIN } } layer { name: 'b' include { phase: TEST } }"
     )
     assert [(m.name, list(m.top), list(m.include)) for m in emit(g).layer] == [("a", ["x"], [])]
+
+
+def test_layers_may_share_a_name(caplog: pytest.LogCaptureFixture) -> None:
+    text = """
+        layer { type: "Input" name: "in" top: "a" input_param { shape { dim: 1 } } }
+        layer { type: "ReLU" name: "act" bottom: "a" top: "b" }
+        layer { type: "ReLU" name: "act" bottom: "a" top: "c" }
+        layer { type: "ReLU" bottom: "b" top: "d" }
+        layer { type: "ReLU" bottom: "c" top: "e" }
+    """
+    assert [n.name for n in graph(text).nodes] == ["in", "act", "act_2", "", "ReLU_2"]
+    assert caplog.text.count("a second layer is named 'act'") == 1
