@@ -9,6 +9,7 @@ import numpy as np
 
 from caffejacinto_py.errors import DataError
 
+_REPAIR = "copy or encode it again, or take it out of the dataset"
 MAX_PIXELS = 1 << 28  # an image header may claim any size; no dataset has quarter-gigapixel images
 
 
@@ -23,15 +24,15 @@ def decode(data: Any, *, color: bool | None, where: Callable[[], str]) -> np.nda
     flag = {True: cv2.IMREAD_COLOR, False: cv2.IMREAD_GRAYSCALE, None: cv2.IMREAD_UNCHANGED}[color]
     raw = np.frombuffer(data, np.uint8)
     if raw.size == 0:
-        raise DataError(f"{where()}: the image is empty (0 bytes)")
+        raise DataError(f"{where()}: the image is empty (0 bytes)", hint=_REPAIR)
     if _truncated_jpeg(raw):
-        raise DataError(f"{where()}: the JPEG is truncated (no end marker)", hint="copy or encode it again")
+        raise DataError(f"{where()}: the JPEG is truncated (no end marker)", hint=_REPAIR)
     try:
         image = cv2.imdecode(raw, flag)
     except cv2.error as error:
-        raise DataError(f"{where()}: OpenCV cannot decode it: {error.err or error}") from error
+        raise DataError(f"{where()}: OpenCV cannot decode it: {error.err or error}", hint=_REPAIR) from error
     if image is None:
-        raise DataError(f"{where()}: not an image OpenCV can decode, or damaged ({raw.size} bytes)")
+        raise DataError(f"{where()}: not an image OpenCV can decode, or damaged ({raw.size} bytes)", hint=_REPAIR)
     if image.dtype != np.uint8:
         raise DataError(
             f"{where()}: {image.dtype} pixels; Caffe takes 8 bits a channel", hint="set force_color or force_gray"

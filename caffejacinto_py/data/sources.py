@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import lmdb
@@ -20,6 +21,16 @@ from caffejacinto_py.errors import DataError, Loc
 def relative_hint(path: str) -> str | None:
     """Caffe takes relative paths from the working directory; say so when such a path is not there."""
     return None if os.path.isabs(path) else f"relative paths are taken from the working directory, {os.getcwd()}"
+
+
+def _missing(text: str, path: str) -> DataError:
+    error = DataError(text, hint=relative_hint(path))
+    error.missing = path
+    return error
+
+
+def _damaged(path: str, what: str) -> DataError:
+    return DataError(f"{path}: the LMDB is damaged: {what}", hint="copy or convert it again")
 
 
 class _Environment:
@@ -36,9 +47,20 @@ class _Environment:
     def keys(self) -> list[bytes]:
         with self._lock:
             if self._keys is None:
-                with self.env.begin() as txn:
-                    self._keys = list(txn.cursor().iternext(keys=True, values=False))
+                self._keys = self._list_keys()
             return self._keys
+
+    def _list_keys(self) -> list[bytes]:
+        """All keys. A damaged tree may hold more or fewer than the header says, or go round in circles."""
+        count = self.env.stat()["entries"]
+        try:
+            with self.env.begin() as txn:
+                keys = list(islice(txn.cursor().iternext(keys=True, values=False), count + 1))
+        except lmdb.Error as error:
+            raise _damaged(self.path, str(error)) from error
+        if len(keys) != count:
+            raise _damaged(self.path, f"its keys do not match the {count} records it announces")
+        return keys
 
 
 # Not state of ours but of the operating system process: LMDB itself forbids a second open of the same file.
@@ -81,11 +103,11 @@ def _check_directory(path: str) -> None:
     if not path:
         raise DataError("no source is given", hint='set data_param { source: "path/to/lmdb" }')
     if not os.path.exists(path):
-        raise DataError(f"{path}: no such database", hint=relative_hint(path))
+        raise _missing(f"{path}: no such database", path)
     if not os.path.isdir(path):
         raise DataError(
             f"{path}: a database is a directory, this is a file",
-            hint="name the directory that holds data.mdb" if os.path.basename(path) == "data.mdb" else None,
+            hint="name the directory that holds data.mdb",
         )
     names = os.listdir(path)
     if "data.mdb" not in names:
@@ -95,6 +117,8 @@ def _check_directory(path: str) -> None:
                 hint="convert the original images again with --backend=lmdb and set data_param { backend: LMDB }",
             )
         raise DataError(f"{path}: not an LMDB: no data.mdb inside", hint="was the conversion interrupted?")
+    if os.path.isfile(data := os.path.join(path, "data.mdb")) and not os.path.getsize(data):
+        raise DataError(f"{path}: data.mdb is empty (0 bytes)", hint="was the conversion or the copy interrupted?")
 
 
 class Database:
@@ -136,9 +160,12 @@ class Database:
         try:
             with environment.env.begin(buffers=True) as txn:
                 get = txn.get
-                yield [get(key) for key in wanted]  # type: ignore[misc]  # every key exists
+                values = [get(key) for key in wanted]
+                if any(v is None for v in values):  # `None in` compares bytes: slow
+                    raise _damaged(self.path, "a record is listed and not found")
+                yield values  # type: ignore[misc]  # none is None
         except lmdb.Error as error:
-            raise DataError(f"{self.path}: the LMDB is damaged: {error}", hint="copy or convert it again") from error
+            raise _damaged(self.path, str(error)) from error
 
     def close(self) -> None:
         self._held = None
@@ -157,7 +184,7 @@ class ImageList:
         self.lines: list[int] = []
         labels: list[int] = []
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as f:
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as f:
                 for number, line in enumerate(f, 1):
                     parts = line.rstrip().rsplit(None, 1)
                     if not parts:
@@ -166,16 +193,15 @@ class ImageList:
                         raise DataError(
                             f"expected 'path label' with an integer label, found {line.strip()[:80]!r}",
                             loc=Loc(path, number, 1),
+                            hint="a line is the path of an image, a space, and the number of its class",
                         )
                     self.names.append(parts[0])
                     self.lines.append(number)
                     labels.append(int(parts[1]))
         except OSError as error:
-            raise DataError(
-                f"{path}: cannot read the image list: {error.strerror}", hint=relative_hint(path)
-            ) from error
+            raise _missing(f"{path}: cannot read the image list: {error.strerror}", path) from error
         if not labels:
-            raise DataError(f"{path}: the image list is empty")
+            raise DataError(f"{path}: the image list is empty", hint="was writing it interrupted?")
         self.labels = np.array(labels, np.float32)
 
     def __len__(self) -> int:

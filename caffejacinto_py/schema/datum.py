@@ -17,6 +17,7 @@ from caffejacinto_py.schema.pool import pb
 from caffejacinto_py.schema.wire import I32, LEN, VARINT, WireError
 
 _LARGE = 64 << 10
+_REPAIR = "convert the dataset again, or copy it again from where it is whole"
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ def parse_datum(record: bytes | memoryview) -> Datum:
     size = len(datum.data)
     if datum.encoded:
         if not size:
-            raise DataError("the record is marked as an encoded image and holds no bytes")
+            raise DataError("the record is marked as an encoded image and holds no bytes", hint=_REPAIR)
         return datum
     channels, height, width = datum.channels, datum.height, datum.width
     count = channels * height * width
@@ -86,7 +87,7 @@ def _by_library(record: bytes | memoryview) -> Datum:
     try:
         m = pb.Datum.FromString(record)
     except (DecodeError, ValueError) as e:
-        raise DataError(f"the record is not a whole Datum: {e}") from None
+        raise DataError("the record is not a whole Datum", hint=_REPAIR) from e
     values = m.float_data
     return Datum(
         m.channels,
@@ -125,7 +126,7 @@ def _by_hand(record: bytes | memoryview) -> Datum:
                 found, pos = wire.packed_or_run(view, "<f4", form, at, value, pos, end)
                 floats.append(found)
     except WireError as e:
-        raise DataError(f"the record is not a whole Datum: {e}") from None
+        raise DataError(f"the record is not a whole Datum: {e}", hint=_REPAIR) from None
     values = np.concatenate(floats) if floats else None
     if values is not None and not values.size:
         values = None
@@ -141,12 +142,12 @@ def _wrong(datum: Datum, record: bytes | memoryview) -> DataError:
             "the record seems to be an AnnotatedDatum (SSD), not a Datum", hint='use `type: "AnnotatedData"`'
         )
     if datum.float_data is not None and len(datum.data):
-        return DataError("the record holds both data and float_data")
+        return DataError("the record holds both data and float_data", hint=_REPAIR)
     size = len(datum.data) if datum.float_data is None else len(datum.float_data)
     if not size:
-        return DataError(f"the record holds no data ({shape})")
+        return DataError(f"the record holds no data ({shape})", hint=_REPAIR)
     if bytes(datum.data[:4]) in (b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xe1", b"\x89PNG"):
         return DataError(
             "the record holds an encoded image but is not marked `encoded`", hint="convert the images again"
         )
-    return DataError(f"the record announces {shape} values and holds {size}")
+    return DataError(f"the record announces {shape} values and holds {size}", hint=_REPAIR)

@@ -107,7 +107,7 @@ def make_bad(path: Path, kind: str) -> None:
         ("file", "a database is a directory", None),
         ("leveldb", "this is a LevelDB", "--backend=lmdb"),
         ("garbage", "not a readable LMDB", "LMDB"),
-        ("zero bytes", "not a readable LMDB|truncated", None),
+        ("zero bytes", "data.mdb is empty", "interrupted"),
         ("no records", "is empty", None),
         ("truncated", "data.mdb is truncated: 20480 bytes, its header says", "again"),
         ("header only", "not a readable LMDB|truncated", None),
