@@ -130,7 +130,9 @@ class Solver(Resumable):
     def check_snapshots(self) -> None:
         """Make sure that snapshots can be written, before hours of training; creates a missing folder."""
         if not self.param.snapshot_prefix:
-            raise CaffeError("snapshots are asked for, but snapshot_prefix is not set", loc=self.where("snapshot"))
+            hint = 'add: snapshot_prefix: "folder/name"'
+            text = "snapshots are asked for, but snapshot_prefix is not set"
+            raise CaffeError(text, loc=self.where("snapshot"), hint=hint)
         folder = os.path.dirname(self.param.snapshot_prefix)
         try:
             if folder and not os.path.exists(folder):
@@ -139,7 +141,9 @@ class Solver(Resumable):
             check_writable(folder)
         except OSError as e:
             raise CaffeError(
-                f"snapshot_prefix: cannot create '{folder}': {e.strerror}", loc=self.where("snapshot_prefix")
+                f"snapshot_prefix: cannot create '{folder}': {e.strerror}",
+                loc=self.where("snapshot_prefix"),
+                hint="name a folder that you may write to",
             ) from e
         except CaffeError as e:
             raise CaffeError(f"snapshot_prefix: {e.text}", loc=self.where("snapshot_prefix"), hint=e.hint) from e
@@ -158,7 +162,11 @@ class Solver(Resumable):
         with self.signals:
             if resume is not None:
                 self.restore(resume)
+                if self.iter >= param.max_iter:
+                    text = "Nothing is left to train: iteration %d, max_iter %d (raise it, or --iterations, to go on)"
+                    log.info(text, self.iter, param.max_iter)
             try:
+                self.metrics.open()
                 self.step(param.max_iter - self.iter)
                 if param.snapshot_after_train and not self._snapshot_due(self.iter):
                     self.snapshot()

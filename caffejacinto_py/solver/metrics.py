@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -26,10 +27,23 @@ class Metrics:
         self._file: IO[str] | None = None
         self._writer = _writer(tensorboard) if tensorboard else None
 
+    def open(self) -> None:
+        """Open the file now, before hours of training. Raises CaffeError."""
+        if self.path is not None:
+            try:
+                self._open()
+            except OSError as e:
+                raise _unwritable(self.path, e) from e
+
     def record(self, event: str, iteration: int, values: Mapping[str, Any]) -> None:
         if self.path is not None:
             line = {"event": event, "iter": iteration, "time": round(time.time(), 3), **values}
-            self._open().write(json.dumps({k: _plain(v) for k, v in line.items()}) + "\n")
+            text = json.dumps({k: _plain(v) for k, v in line.items()}) + "\n"
+            try:
+                self._open().write(text)
+            except OSError as e:
+                self._abandon()
+                raise _unwritable(self.path, e) from e
         if self._writer is not None:
             for name, value in _flat(values):
                 self._writer.add_scalar(f"{event}/{name}", value, iteration)
@@ -37,12 +51,16 @@ class Metrics:
     def _open(self) -> IO[str]:
         if self._file is None:
             assert self.path is not None
-            try:
-                mode = "a" if self.append else "w"
-                self._file = open(self.path, mode, encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
-            except OSError as e:
-                raise CaffeError(f"cannot write '{self.path}': {e.strerror}") from e
+            mode = "a" if self.append else "w"
+            self._file = open(self.path, mode, encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
         return self._file
+
+    def _abandon(self) -> None:
+        """Drop a file that takes no more: closing it would try again to write what is buffered."""
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
 
     def close(self) -> None:
         if self._file is not None:
@@ -51,6 +69,11 @@ class Metrics:
         self.append = True
         if self._writer is not None:
             self._writer.flush()
+
+
+def _unwritable(path: str, e: OSError) -> CaffeError:
+    hint = "--metrics names another file; `--metrics none` leaves it out"
+    return CaffeError(f"cannot write '{path}': {e.strerror}", hint=hint)
 
 
 def _writer(folder: str) -> Any:

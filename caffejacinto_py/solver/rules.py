@@ -153,7 +153,8 @@ class Rule:
             if array.size != math.prod(shape):
                 blob = self.learnable[k % n]
                 text = f"{path}: history blob {k} (layer '{blob.node}', blob {blob.index}) has shape {array.shape}"
-                raise WeightsError(f"{text}, the net needs {shape}")
+                hint = "resume with the net that wrote the state; to train on with another one, use --weights"
+                raise WeightsError(f"{text}, the net needs {shape}", hint=hint)
 
 
 def regularised(group: Group, grads: list[Tensor], decay: float, scale: Tensor | None) -> list[Tensor]:

@@ -16,6 +16,7 @@ import re
 import zipfile
 import zlib
 from dataclasses import dataclass, field
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ def _read_extra(path: str, loc: Loc) -> Extra:
         meta = json.loads(bytes(arrays.pop("meta")).decode())
     except FileNotFoundError:
         raise WeightsError("no such side file", loc=loc) from None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    except (OSError, ValueError, KeyError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error, TokenError) as e:
         raise WeightsError(f"this side file is damaged: {e}", loc=loc) from e
     if not isinstance(meta, dict):
         raise WeightsError("this side file is damaged: its description is no table", loc=loc)

@@ -13,6 +13,7 @@ from caffejacinto_py.errors import CaffeError, WeightsError
 from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.state import read_state
 from caffejacinto_py.solver import find_latest
+from caffejacinto_py.solver.snapshot import load_extra
 from tests.solver.helpers import assert_equal, make_files, make_solver, params
 
 FULL = """
@@ -238,3 +239,24 @@ def test_leftovers_of_killed_snapshots_go(tmp_path: Path) -> None:
     make_solver(tmp_path, "max_iter: 1").solve()
     assert not mine.exists()
     assert all(path.exists() for path in others)
+
+
+def test_a_damaged_header_in_the_side_file_is_a_weights_error(tmp_path: Path) -> None:
+    """numpy's reader of headers raises whatever Python's tokenizer raises."""
+    make_files(tmp_path)
+    make_solver(tmp_path, "max_iter: 1\nsnapshot: 1").solve()
+    path = tmp_path / "snap_iter_1.solverstate.extra"
+    whole = path.read_bytes()
+    close = whole.index(b"}", whole.index(b"'descr'"))
+    path.write_bytes(whole[:close] + b"{" + whole[close + 1 :])
+    with pytest.raises(WeightsError, match="damaged"):
+        load_extra(str(tmp_path / "snap_iter_1.solverstate"))
+
+
+def test_resuming_a_finished_run_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_files(tmp_path)
+    make_solver(tmp_path, "max_iter: 1\nsnapshot: 1").solve()
+    again = make_solver(tmp_path, "max_iter: 1\nsnapshot: 1")
+    with caplog.at_level("INFO", logger="caffejacinto_py"):
+        again.solve(tmp_path / "snap_iter_1.solverstate")
+    assert "Nothing is left to train: iteration 1, max_iter 1" in caplog.text
