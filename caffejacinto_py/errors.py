@@ -8,6 +8,7 @@ traceback.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -74,7 +75,10 @@ class WeightsError(InputError):
 
 
 class DataError(InputError):
-    """A dataset (LMDB, image list, HDF5, image) is missing, damaged or does not fit the net."""
+    """A dataset (LMDB, image list, HDF5, image) is missing, damaged or does not fit the net. `missing`: the path that
+    is not there."""
+
+    missing: str | None = None
 
 
 class ComparisonError(CaffeError):
@@ -109,6 +113,18 @@ def near(name: str, known: Iterable[str]) -> str | None:
     return f"did you mean '{lowered[found[0]]}'?" if found else None
 
 
+def misplaced(path: str, named_in: str) -> str | None:
+    """A hint for a missing relative path that is there beside the file which names it (Caffe looks in the working
+    directory only), or None."""
+    folder = os.path.dirname(named_in)
+    if os.path.isabs(path) or not folder or not os.path.exists(os.path.join(folder, path)):
+        return None
+    return (
+        f"'{os.path.join(folder, path)}' exists, but paths are relative to the working directory: "
+        f"start the program in '{folder}', or write the path from here"
+    )
+
+
 def render(error: CaffeError, *, limit: int = 20) -> str:
     """The error as the terminal shows it: `file:line:col: error: text`, source line, caret, hint."""
     if isinstance(error, ManyErrors):
@@ -132,7 +148,7 @@ def _source_line(loc: Loc) -> str | None:
     if not loc.line:
         return None
     try:
-        with open(loc.file, encoding="utf-8", errors="replace") as f:
+        with open(loc.file, encoding="utf-8-sig", errors="replace") as f:
             for number, line in enumerate(f, 1):
                 if number == loc.line:
                     line = line.rstrip("\n")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from caffejacinto_py.errors import CaffeError, DataError, LayerError, raise_all
+from caffejacinto_py.errors import CaffeError, DataError, LayerError, misplaced, raise_all
 from caffejacinto_py.ir.graph import Graph, Node, Shape, Value
 from caffejacinto_py.layers.base import Context, Layer
 from caffejacinto_py.layers.registry import make
@@ -39,7 +39,9 @@ def infer(graph: Graph, context: Context, *, given: Mapping[str, Shape] | None =
             errors.append(e)
             continue
         except DataError as e:
-            e.loc = e.loc or node.loc
+            e.loc = e.loc or graph.where(node, *([layer.field] if layer.field else []), "source")
+            if e.missing is not None and e.loc is not None:
+                e.hint = misplaced(e.missing, e.loc.file) or e.hint
             raise
         if len(outs) != len(node.outputs):
             raise AssertionError(f"{node}: {len(outs)} shapes for {len(node.outputs)} tops")

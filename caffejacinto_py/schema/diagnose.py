@@ -196,6 +196,10 @@ class _Examiner:
             hint = f"'{problem.opened.name}' is opened at line {opened.line}"
         elif problem.text.startswith("'}'"):
             hint = "a layer above closes too early, or this '}' is too many"
+        elif "not closed on its line" in problem.text:
+            hint = "a quote is missing, here or before"
+        elif problem.offset == 0:
+            hint = 'a prototxt starts with a field such as name: "net", or with a # comment'
         at = Field("", problem.offset)
         self.bad(at, problem.text, hint, prefix=False)
 

@@ -75,7 +75,8 @@ def check_writable(directory: str | os.PathLike[str]) -> None:
     directory = os.fspath(directory) or "."
     if not os.path.isdir(directory):
         what = "is not a directory" if os.path.exists(directory) else "does not exist"
-        raise CaffeError(f"cannot write into '{directory}': it {what}", hint=f"mkdir -p '{directory}'")
+        hint = "name a directory" if os.path.exists(directory) else f"mkdir -p '{directory}'"
+        raise CaffeError(f"cannot write into '{directory}': it {what}", hint=hint)
     temporary = _temporary(os.path.join(directory, "probe"))
     with _explained(directory):
         try:
@@ -106,7 +107,7 @@ def open_bytes(
     except FileNotFoundError:
         raise error(f"no such {what}", loc=loc, hint=_similar(path)) from None
     except IsADirectoryError:
-        raise error(f"this is a directory, not a {what}", loc=loc) from None
+        raise error(f"this is a directory, not a {what}", loc=loc, hint="name a file in it") from None
     except (OSError, ValueError) as e:
         raise error(f"cannot read this {what}: {getattr(e, 'strerror', None) or e}", loc=loc) from None
 
@@ -160,7 +161,7 @@ def _advice(e: OSError, path: str) -> str | None:
     if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"the directory '{folder}' must be writable for you"
     if e.errno == errno.ENOENT:
-        return f"mkdir -p '{folder}'"
+        return "write elsewhere" if os.path.isdir(folder) else f"mkdir -p '{folder}'"
     if e.errno == errno.EISDIR:
         return "this is a directory: give a file name"
     return None

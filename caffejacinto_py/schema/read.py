@@ -30,7 +30,7 @@ def read_text(path: str | Path, role: str) -> str:
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise PrototxtError("this is UTF-16 text", loc=Loc(file), hint="save the file as UTF-8")
     if not data.strip():
-        raise PrototxtError("the file is empty", loc=Loc(file))
+        raise PrototxtError("the file is empty", loc=Loc(file), hint="was writing or copying it interrupted?")
     if _CONTROL.search(data[:65536]):
         raise _binary(data, file, role)
     text = data.decode("utf-8-sig", errors="surrogateescape")

@@ -179,8 +179,8 @@ class _Scanner:
         if rest and rest in "\"'":
             return Problem(end, f"the string of '{name}' is not closed on its line")
         if rest and not rest.isspace() and rest not in "}>];,#":
-            return Problem(end, f"unexpected {rest!r} after '{name}{colon}'")
-        return Problem(start, f"'{name}:' has no value" if colon else f"expected ':' or '{{' after '{name}'")
+            return Problem(end, f"unexpected {_shown(rest)} after '{name}{colon}'")
+        return Problem(start, f"'{name}:' has no value" if colon else f"expected ':' or '{{' after '{name[:80]}'")
 
     def _unexpected(self, pos: int) -> Problem:
         char = self.text[pos]
@@ -189,7 +189,12 @@ class _Scanner:
             return Problem(pos, f"'{char}'{expected}", self.stack[-1][0] if self.stack else None)
         if char in "\"'":
             return Problem(pos, "a string that belongs to no field")
-        return Problem(pos, f"unexpected {char!r}")
+        return Problem(pos, f"unexpected {_shown(char)}")
+
+
+def _shown(char: str) -> str:
+    """A character for an error text; a byte that is not UTF-8 was read as a lone surrogate."""
+    return f"byte 0x{ord(char) & 0xFF:02x}" if "\udc80" <= char <= "\udcff" else repr(char)
 
 
 class Lines:
@@ -231,7 +236,10 @@ class Locs:
         return self._lines.loc(field.start)
 
     def find(self, path: tuple[str | int, ...]) -> Loc | None:
-        """The exact place of a field, else that of the nearest enclosing field that is in the text, else None."""
+        """The exact place of a field, else that of the nearest enclosing field that is in the text, else None; for the
+        empty path the file."""
+        if not path:
+            return Loc(self.file)
         here, best, at = self.root, None, 0
         while at < len(path):
             group = here.children.get(str(path[at]))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caffejacinto_py.errors import CaffeError, Loc, PrototxtError, raise_all
+from caffejacinto_py.errors import CaffeError, Loc, PrototxtError, misplaced, raise_all
 from caffejacinto_py.schema.upgrade import load_net, upgrade_net
 from caffejacinto_py.solver.lr import Where
 
@@ -55,8 +55,10 @@ class NetFiles:
     def load(self, path: str, *place: str | int) -> Any:
         if path not in self._loaded:
             if not Path(path).is_file():
-                hint = "paths in a solver are relative to the directory the program is started in"
-                raise PrototxtError(f"net file '{path}' does not exist", loc=self.where(*place), hint=hint)
+                loc = self.where(*place)
+                hint = misplaced(path, loc.file) if loc else None
+                hint = hint or "paths in a solver are relative to the directory the program is started in"
+                raise PrototxtError(f"net file '{path}' does not exist", loc=loc, hint=hint)
             self._loaded[path] = load_net(path)
         return self._loaded[path]
 
