@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,11 +21,18 @@ def shared(path: str) -> Path:
     return found
 
 
-@pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """A test that sets the program's log up (every command does) leaves it to the next one as it was."""
+@contextmanager
+def log_as_before() -> Iterator[None]:
+    """Undoes what a command does to the program's log (every one sets it up)."""
     logger = logging.getLogger("caffejacinto_py")
     before = logger.level, logger.propagate, list(logger.handlers)
     yield
     logger.level, logger.propagate = before[:2]
     logger.handlers[:] = before[2]
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """A test leaves the program's log to the next one as it was."""
+    with log_as_before():
+        yield

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -20,8 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = _take_debug(args)
+    interrupts: list[int] = []
     try:
-        return _run(args)
+        with _noticing(interrupts):
+            return _run(args)
     except BrokenPipeError:
         _silence_stdout()
         return 1
@@ -31,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as e:  # the last resort: whatever escapes becomes one line and an exit code
         if debug:
             traceback.print_exc()
+        if interrupts and not isinstance(e, errors.CaffeError):  # a library turned Ctrl-C into an error of its own
+            print("interrupted", file=sys.stderr)
+            return 130
         text, code = explain(e)
         print(text, file=sys.stderr)
         return code
@@ -50,6 +58,28 @@ def _run(args: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+@contextlib.contextmanager
+def _noticing(interrupts: list[int]) -> Iterator[None]:
+    """Note every Ctrl-C: some libraries catch KeyboardInterrupt while they are imported, and fail later."""
+
+    def handler(number: int, frame: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored (nohup), or somebody else's
+        yield
+        return
+    try:
+        signal.signal(signal.SIGINT, handler)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def explain(error: Exception) -> tuple[str, int]:
     """What the terminal shows for an exception, and the exit code."""
     if isinstance(error, errors.CaffeError):
@@ -62,6 +92,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"error: {error.format_message()}", 1
     if isinstance(error, OSError) and error.filename is not None:
         return f"error: {error.filename}: {error.strerror}", 1
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+        return f"error: cannot write the output: {error.strerror}", 1
     if isinstance(error, MemoryError):
         return "error: out of memory", 1
     what = " ".join(str(error).split()) or "no message"
