@@ -155,12 +155,13 @@ def _read_metrics(lines: Iterable[str], path: str) -> list[Row]:
         try:
             event = json.loads(line)
             kind, iteration, now = event["event"], int(event["iter"]), float(event["time"])
-        except (ValueError, KeyError, TypeError):
+            net = int(event.get("net", 0))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raise InputError("this line is no record of metrics.jsonl", loc=Loc(path, number, 1)) from None
         start = now if start is None else start
         if kind not in ("train", "test"):
             continue
-        row = Row(kind, iteration, now - start, net=int(event.get("net", 0)))
+        row = Row(kind, iteration, now - start, net=net)
         for name, value in event.items():
             if name not in _OWN:
                 _add(row, name, value)

@@ -13,6 +13,7 @@ from caffejacinto_py.cli import main
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.passes import prepare
 from caffejacinto_py.schema import pb
+from caffejacinto_py.schema.dialect import DIALECTS
 from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import LayerBlobs, ModelFile, read_model, write_model
 from tests.conftest import shared
@@ -231,3 +232,23 @@ def test_refusals(args: list[str], code: int, words: str, capsys: Capture) -> No
     assert main(["convert", *args]) == code
     assert words in capsys.readouterr().err
     assert {p.name for p in Path().iterdir()} == before
+
+
+def test_a_net_of_caffe_jacinto() -> None:
+    """JacintoNet and weights written by the C++ program: the same outputs in BVLC's form."""
+    folder = shared("golden/e2e/jacintonet_tiny")
+    net, weights = folder / "net.prototxt", folder / "init.caffemodel"
+    args = ["--bn", "bvlc", "--model", str(net), "--model-out", "b.prototxt"]
+    assert main(["convert", str(weights), "b.caffemodel", *args]) == 0
+    found = []
+    inputs = {
+        "data": torch.rand(50, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 255,
+        "label": torch.zeros(50),
+    }
+    for path, file, dialect in ((net, weights, "jacinto"), ("b.prototxt", "b.caffemodel", "bvlc")):
+        built = Net(prepare(load_net(path), phase="TEST", dialect=DIALECTS[dialect], data_shape=(3, 32, 32)), seed=0)
+        built.load(read_model(file))
+        with torch.no_grad():
+            found.append({k: v.numpy() for k, v in built(inputs).outputs.items()})
+    assert found[0].keys() == found[1].keys()
+    same(*found)

@@ -128,7 +128,16 @@ def test_our_own_log_and_metrics_agree(folder: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "hello\n", '{"a": 1}\n', "\x00\xff\n", '{"event": "end", "iter": 3, "time": 1}\n']
+    "text",
+    [
+        "",
+        '{"event": "test", "iter": 1e999, "time": 1}\n',
+        '{"a":' * 9000,
+        "hello\n",
+        '{"a": 1}\n',
+        "\x00\xff\n",
+        '{"event": "end", "iter": 3, "time": 1}\n',
+    ],
 )
 def test_no_log(text: str, here: Path, capsys: Capture) -> None:
     Path("x").write_text(text)
