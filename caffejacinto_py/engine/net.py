@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from caffejacinto_py.engine import weights
 from caffejacinto_py.engine.layout import Layout, choose
-from caffejacinto_py.engine.params import Learnable, make_params
+from caffejacinto_py.engine.params import Learnable, make_module, make_params
 from caffejacinto_py.engine.plan import Plan, Step, plan
 from caffejacinto_py.errors import UsageError, near
 from caffejacinto_py.ir.graph import Graph, Node, Shape
@@ -66,6 +66,7 @@ class Net(nn.Module):
         self.device = torch.device(device)
         owned = make_params(graph, dtype=dtype, seed=seed, share=share.params if share else None)
         self.params: dict[str, list[nn.Parameter]] = {}
+        self.blob_shapes: dict[str, list[Shape]] = {}  # as each layer sees its blobs; a sharer's may differ
         self.layers = nn.ModuleList()
         self.sources: list[Source] = []
         for node in graph.nodes:
@@ -84,14 +85,16 @@ class Net(nn.Module):
 
     def _add(self, node: Node, owned: Any, *, inplace: bool) -> None:
         shapes = [self.graph.shapes[v] for v in node.inputs]
-        blobs = [owned[node.name, i] for i in range(len(node.layer.blobs(shapes)))]
+        declared = [tuple(b.shape) for b in node.layer.blobs(shapes)]
+        blobs = [owned[node.name, i] for i in range(len(declared))]
         if blobs:
             self.params[node.name] = blobs
+            self.blob_shapes[node.name] = declared
         if node.layer.source:
             tops = tuple(v.name for v in node.outputs)
             self.sources.append(Source(node.layer, node, tops, tuple(self.graph.shapes[v] for v in node.outputs)))
             return
-        module = node.layer.module(shapes, blobs)
+        module: Any = make_module(node, shapes, blobs, declared)
         if inplace and node.inplace is not None:
             module.inplace, module.into = True, node.inplace
         self.layers.append(module)

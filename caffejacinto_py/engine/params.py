@@ -52,6 +52,36 @@ def make_params(
     return made
 
 
+class Reshaped(nn.Module):
+    """A module some of whose blobs are another layer's memory in another shape (share_mode: PERMISSIVE).
+
+    borrowed: per parameter name of `inner`, the owner's parameter and the shape in which `inner` wants it.
+    """
+
+    def __init__(self, inner: nn.Module, borrowed: dict[str, tuple[nn.Parameter, Shape]]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.names = {name: shape for name, (_, shape) in borrowed.items()}
+        self.owners = nn.ParameterList([p for p, _ in borrowed.values()])
+
+    def forward(self, *args: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        now = {name: p.reshape(shape) for (name, shape), p in zip(self.names.items(), self.owners, strict=True)}
+        return torch.func.functional_call(self.inner, now, args)
+
+
+def make_module(node: Node, ins: list[Shape], blobs: list[nn.Parameter], declared: list[Shape]) -> nn.Module:
+    """The torch module of a node. `declared`: the shapes the layer wants; a shared blob may have another one."""
+    odd = {i for i, (p, s) in enumerate(zip(blobs, declared, strict=True)) if tuple(p.shape) != s}
+    if not odd:
+        return node.layer.module(ins, blobs)
+    # the module is built around stand-ins that take no memory; each forward puts the owners' values in their place
+    stand_ins = {i: nn.Parameter(blobs[i].detach().new_zeros(()).expand(declared[i]), requires_grad=False) for i in odd}
+    inner = node.layer.module(ins, [stand_ins.get(i, p) for i, p in enumerate(blobs)])
+    index = {id(p): i for i, p in stand_ins.items()}
+    found = {name: index[id(p)] for name, p in inner.named_parameters() if id(p) in index}
+    return Reshaped(inner, {name: (blobs[i], declared[i]) for name, i in found.items()})
+
+
 def _shared(p: Param, share: Mapping[str, list[nn.Parameter]]) -> nn.Parameter | None:
     for name, index in p.users:
         if name in share and index < len(share[name]):

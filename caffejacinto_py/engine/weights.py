@@ -55,7 +55,7 @@ def _match(
     net: Net, layer: Any, entry: LayerBlobs, model: ModelFile, tolerant: bool, report: LoadReport
 ) -> list[tuple[torch.nn.Parameter, np.ndarray]]:
     params = net.params[entry.name]
-    targets = [tuple(p.shape) for p in params]
+    targets = net.blob_shapes[entry.name]
     try:
         # None: the file leaves the blob to the layer that owns it (HDF5)
         whole = all(b is not None for b in entry.blobs)
@@ -93,11 +93,12 @@ def model(net: Net, *, diffs: bool = False) -> ModelFile:
     borrowed = {user for p in net.graph.params for user in p.users[1:]}
     for node in net.graph.nodes:
         params = net.params.get(node.name, [])
+        shapes = net.blob_shapes.get(node.name, [])
         entries.append(
             LayerBlobs(
                 name=node.name,
                 type=node.type,
-                blobs=[_array(p) for p in params],
+                blobs=[_array(p).reshape(s) for p, s in zip(params, shapes, strict=True)],
                 diffs=[_array(p if p.grad is None else p.grad, zero=p.grad is None) for p in params] if diffs else [],
                 proto=node.proto,
                 bottoms=[v.name for v in node.inputs],

@@ -16,7 +16,11 @@ def mark(graph: Graph) -> Graph:
     readers = graph.readers()
 
     def absorbed(node: Node) -> bool:
-        if len(node.inputs) != 1 or not node.layer.is_affine([graph.shapes[node.inputs[0]]]):
+        if (
+            len(node.inputs) != 1
+            or any(s.permissive for s in node.specs)
+            or not node.layer.is_affine([graph.shapes[node.inputs[0]]])
+        ):
             return False
         v = node.inputs[0]
         before = maker[v]

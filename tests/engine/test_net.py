@@ -221,3 +221,32 @@ def test_shared_blobs_survive_binaryproto_and_hdf5(tmp_path):
         b = Net(a.graph, seed=2)
         b.load(read_model(path))
         assert torch.equal(b.params["ip2"][0], a.params["ip"][0])
+
+
+def test_a_blob_shared_in_another_shape_learns_from_both_layers(tmp_path):
+    text = """
+    layer { name: 'in' type: 'Input' top: 'a' top: 'b' input_param { shape { dim: 2 dim: 3 dim: 3 dim: 3 }
+      shape { dim: 2 dim: 27 } } }
+    layer { name: 'c' type: 'Convolution' bottom: 'a' top: 'c' param { name: 'w' } convolution_param { num_output: 4
+      kernel_size: 3 bias_term: false weight_filler { type: 'xavier' } } }
+    layer { name: 'i' type: 'InnerProduct' bottom: 'b' top: 'i' param { name: 'w' share_mode: PERMISSIVE }
+      inner_product_param { num_output: 4 bias_term: false } }
+    layer { name: 'l' type: 'Reduction' bottom: 'c' top: 'l' loss_weight: 1 }
+    layer { name: 'm' type: 'Reduction' bottom: 'i' top: 'm' loss_weight: 1 }"""
+    a = net(text)
+    x = {"a": torch.randn(2, 3, 3, 3), "b": torch.randn(2, 27)}
+    for _ in range(2):  # a second pass sees what an update changed
+        a(x).loss.backward()
+        (w,) = a.learnable
+        expected = x["a"].sum(0) + x["b"].sum(0).reshape(3, 3, 3)
+        torch.testing.assert_close(w.param.grad, expected.expand(4, 3, 3, 3))
+        with torch.no_grad():
+            w.param.sub_(w.param.grad)
+        w.param.grad = None
+    torch.testing.assert_close(a(x).outputs["m"], (x["b"] @ w.param.reshape(4, 27).T).sum())
+    write_model(tmp_path / "a.caffemodel", a.model())
+    model = read_model(tmp_path / "a.caffemodel")
+    assert [entry.blobs[0].shape for entry in model.layers if entry.blobs] == [(4, 3, 3, 3), (4, 27)]
+    b = Net(a.graph, seed=2)
+    b.load(model)
+    assert torch.equal(b.learnable[0].param, w.param)
