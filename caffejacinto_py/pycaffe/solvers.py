@@ -33,7 +33,7 @@ class Solver:
             doc.message.random_seed = MODE.seed
         self._loop = Loop(doc, device=MODE.device, layout="nchw", python_layers=True)
         self._last = 0
-        self._fed = False
+        self._own = False
         self._loop.callbacks.append(Callbacks(self._choose_pass, lambda: None))
         self.net = Net.of_engine(self._loop.net, self._loop.feed)
         pairs = zip(self._loop.test_nets, self._loop.test_feeds, strict=True)
@@ -100,12 +100,18 @@ class Solver:
     # --- running -----------------------------------------------------------------------------------------------------
     def _run(self, until: int, train: Callable[[], None]) -> None:
         self.net._params_to_net()
+        shapes = self._loop.net.graph.shapes
+        reshaped = False
         for node in self.net._graph.nodes:
             if node.layer.source == "input":
+                blobs = [self.net.blobs[v.name] for v in node.outputs]
+                if any(b.shape != shapes[v] for b, v in zip(blobs, node.outputs)):
+                    reshaped = True
+                    continue
                 feeder: Any = self._loop.feed.feeders[node.name]
-                feeder.reset(*(self.net.blobs[v.name].data for v in node.outputs))
+                feeder.reset(*(b.data for b in blobs))
         self._last = until - 1
-        self._fed = self.net._written_constants()
+        self._own = reshaped or self.net._written_constants()
         try:
             train()
         finally:
@@ -113,8 +119,11 @@ class Solver:
 
     def _choose_pass(self) -> None:
         """Run the last iteration layer by layer, so that all of its blobs and gradients can be looked at; earlier ones
-        only where the user follows the layers or feeds them constants of a DummyData."""
-        look = self._loop.iter == self._last or self.net._callbacks or self._fed
+        only where somebody may look, or where the user made the net's input something else: new shapes, or other
+        constants in a DummyData.
+        """
+        watched = self.net._callbacks or len(self._loop.callbacks) > 1
+        look = self._loop.iter == self._last or watched or self._own
         self._loop.one_pass = self._pass if look else None
 
     def _pass(self) -> Result:

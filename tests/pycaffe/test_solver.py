@@ -164,6 +164,27 @@ def test_learning_rate_can_be_set(folder: Path) -> None:
     assert solver.param.lr_policy == "fixed"
 
 
+def test_inputs_may_be_reshaped(folder: Path) -> None:
+    solver = caffe.SGDSolver("s.prototxt")
+    solver.net.blobs["x"].reshape(2, 2)
+    solver.net.blobs["t"].reshape(2, 1)
+    solver.net.blobs["x"].data[...] = np.eye(2)
+    solver.net.blobs["t"].data[...] = 1
+    solver.step(400)
+    assert solver.net.blobs["y"].shape == (2, 1)
+    np.testing.assert_allclose(solver.net.blobs["y"].data, 1, atol=1e-3)
+
+
+def test_callbacks_see_the_blobs_of_their_iteration(folder: Path) -> None:
+    solver = caffe.SGDSolver("s.prototxt")
+    problem(solver)
+    losses: list[float] = []
+    solver.add_callback(lambda: None, lambda: losses.append(float(solver.net.blobs["loss"].data)))
+    solver.step(4)
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == 4
+
+
 def test_share_weights(folder: Path) -> None:
     solver = caffe.SGDSolver("s.prototxt")
     other = caffe.Net("n.prototxt", caffe.TEST)
