@@ -30,7 +30,8 @@ def test_many_errors_are_cut_at_twenty():
     with pytest.raises(ManyErrors) as caught:
         raise_all(errors)
     shown = render(caught.value).splitlines()
-    assert len(shown) == 21 and shown[-1] == "... and 5 more errors"
+    assert len(shown) == 21
+    assert shown[-1] == "... and 5 more errors"
     assert caught.value.exit_code == 3
     with pytest.raises(PrototxtError, match="e0"):
         raise_all(errors[:1])
