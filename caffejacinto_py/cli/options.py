@@ -22,7 +22,10 @@ class CommaList(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
         if isinstance(value, tuple):
             return value
-        return tuple(word.strip() for word in str(value).split(",") if word.strip())
+        words = tuple(word.strip() for word in str(value).split(",") if word.strip())
+        if not words and param is not None and param.name == "weights":  # not a silent start from scratch
+            self.fail("names no file", param, ctx)
+        return words
 
 
 class DataShape(click.ParamType):

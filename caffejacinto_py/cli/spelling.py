@@ -60,7 +60,9 @@ def normalise(args: Sequence[str], command: click.Command) -> list[str]:
             spelled, option = known[key[2:].lstrip("-")]
             out.extend(_flag(spelled, option, "false") if option.is_flag else [arg])
         else:
-            out.append(arg)
+            # `-foo` is a long option here, not a bundle of short ones: say so before click takes it apart
+            bundle = len(word) > 2 and word[1] != "-" and word[1:].replace("-", "").replace("_", "").isalpha()
+            out.append("-" + arg if bundle else arg)
     return out
 
 

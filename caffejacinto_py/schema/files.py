@@ -105,7 +105,7 @@ def open_bytes(
                 return f.read()
             return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise error(f"no such {what}", loc=loc, hint=_similar(path)) from None
+        raise error(f"no such {what}", loc=loc, hint=_similar(path) or _relative(path)) from None
     except IsADirectoryError:
         raise error(f"this is a directory, not a {what}", loc=loc, hint="name a file in it") from None
     except (OSError, ValueError) as e:
@@ -119,6 +119,10 @@ def _similar(path: str) -> str | None:
         return near(name, os.listdir(folder or "."))
     except OSError:
         return f"the directory '{folder}' does not exist" if folder else None
+
+
+def _relative(path: str) -> str | None:
+    return None if os.path.isabs(path) else f"relative paths are taken from the working directory, {os.getcwd()}"
 
 
 def _temporary(target: str) -> str:

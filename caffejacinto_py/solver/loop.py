@@ -166,7 +166,7 @@ class Solver(Resumable):
                     text = "Nothing is left to train: iteration %d, max_iter %d (raise it, or --iterations, to go on)"
                     log.info(text, self.iter, param.max_iter)
             try:
-                self.metrics.open()
+                self.metrics.check()
                 self.step(param.max_iter - self.iter)
                 if param.snapshot_after_train and not self._snapshot_due(self.iter):
                     self.snapshot()

@@ -27,13 +27,18 @@ class Metrics:
         self._file: IO[str] | None = None
         self._writer = _writer(tensorboard) if tensorboard else None
 
-    def open(self) -> None:
-        """Open the file now, before hours of training. Raises CaffeError."""
-        if self.path is not None:
-            try:
-                self._open()
-            except OSError as e:
-                raise _unwritable(self.path, e) from e
+    def check(self) -> None:
+        """Make sure that the file can be written, before hours of training; changes nothing. Raises CaffeError."""
+        if self.path is None:
+            return
+        existed = os.path.lexists(self.path)
+        try:
+            with open(self.path, "a", encoding="utf-8"):
+                pass
+            if not existed:
+                os.unlink(self.path)
+        except OSError as e:
+            raise _unwritable(self.path, e) from e
 
     def record(self, event: str, iteration: int, values: Mapping[str, Any]) -> None:
         if self.path is not None:

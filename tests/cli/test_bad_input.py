@@ -135,6 +135,9 @@ CASES = {
     "directory as weights": Case([*TRAIN, "--weights", "db"], NO_CHANGE, "db: .*directory", "name a file"),
     "missing state": Case([*TRAIN, "--snapshot", "old_iter_3.solverstate"], NO_CHANGE, "no such", "did you mean"),
     "missing weights": Case([*TRAIN, "--weights", "old_iter_3.caffemodel"], NO_CHANGE, "no such", "did you mean"),
+    "missing mean file": Case(
+        TRAIN, net("data_param", 'transform_param { mean_file: "no.mean" } data_param'), "no.mean", "working directory"
+    ),
     "truncated record": Case(TRAIN, record(1, lambda v: v[:40]), r"db: record '00000001': .*Datum", "again"),
     "bit-flipped record": Case(
         TRAIN, record(1, lambda v: bytes([v[0] ^ 0x80]) + v[1:]), r"db: record '00000001': .*Datum", "again"
@@ -304,6 +307,23 @@ def test_metrics_on_a_full_disk(place: Path, capsys: Capture) -> None:
     err = capsys.readouterr().err
     assert "error: cannot write '/dev/full': No space left on device" in err
     assert "hint: --metrics names another file" in err
+
+
+def test_metrics_are_checked_first_and_kept_when_nothing_runs(place: Path, capsys: Capture) -> None:
+    before = contents(place)
+    assert main([*TRAIN, "--metrics", "no/m.jsonl"]) == 1
+    assert "error: cannot write 'no/m.jsonl': No such file" in capsys.readouterr().err
+    assert contents(place) == before
+    (place / "snap_metrics.jsonl").write_text("of an earlier run\n")
+    record(1, lambda v: v[:40])(place)
+    assert main(TRAIN) == 3
+    assert (place / "snap_metrics.jsonl").read_text() == "of an earlier run\n"
+
+
+@pytest.mark.parametrize(("args", "words"), [(["-foo", "3"], "'--foo'"), (["--weights", ","], "names no file")])
+def test_usage(args: list[str], words: str, place: Path, capsys: Capture) -> None:
+    assert main([*TRAIN, *args]) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_files_as_windows_writes_them(place: Path) -> None:
