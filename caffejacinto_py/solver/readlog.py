@@ -87,7 +87,7 @@ class _Reader:
 
     @property
     def elapsed(self) -> float | None:
-        return None if self.now is None or self.start is None else self.now - self.start
+        return None if self.now is None or self.start is None else round(self.now - self.start, 6)
 
     def last(self, kind: str) -> Row | None:
         return next((r for r in reversed(self.rows) if r.kind == kind), None)
@@ -161,7 +161,7 @@ def _read_metrics(lines: Iterable[str], path: str) -> list[Row]:
         start = now if start is None else start
         if kind not in ("train", "test"):
             continue
-        row = Row(kind, iteration, now - start, net=net)
+        row = Row(kind, iteration, round(now - start, 6), net=net)
         for name, value in event.items():
             if name not in _OWN:
                 _add(row, name, value)
