@@ -49,7 +49,7 @@ def make_feeder(
 ) -> Feeder:
     """The feeder of a source layer; see `Feeder`. Batch k is a pure function of (files, seed, k, rank, world).
 
-    layer: its `source` is database, images, hdf5, memory, dummy or input; it knows proto, context.phase and
+    layer: its `source` is database, images, hdf5, windows, memory, dummy or input; it knows proto, context.phase and
     context.dialect. shapes: of its tops; shapes[0][0] is the batch size of this rank. start: first batch number.
     workers: 0 prepares in the caller's thread; else so many threads (workers_kind "thread") or processes ("process").
     rank, world: this one of so many data-parallel feeders; their batches are disjoint.
@@ -171,6 +171,42 @@ def _build_hdf5(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, world
     return HDF5Batches(rows, order, shapes), PREFETCH
 
 
+# --- WindowData ------------------------------------------------------------------------------------------------------
+def _probe_windows(layer: Any) -> list[Shape]:
+    from caffejacinto_py.data.windows import WindowFile
+
+    param, size = layer.proto.window_data_param, layer.proto.transform_param.crop_size
+    WindowFile(param.source, fg=param.fg_threshold, bg=param.bg_threshold, first=True)
+    n = _batch_size(layer, param, "window_data_param")
+    return [(n, 3, size, size), (n,)]
+
+
+def _build_windows(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, world: int) -> tuple[Batches, int]:
+    from caffejacinto_py.data.windows import Warp, WindowBatches, WindowFile, center
+
+    param, transform = layer.proto.window_data_param, _transform(layer)
+    for name in ("scale", "crop_size", "mean_file", "mirror"):  # Caffe reads scale in one place, the others in another
+        place, other = ("transform_param", "window_data_param")[:: 1 if name == "scale" else -1]
+        if getattr(layer.proto, place).HasField(name):
+            log.warning("layer '%s': %s.%s has no effect, %s { %s } has", layer.name, place, name, other, name)
+    file = WindowFile(param.source, fg=param.fg_threshold, bg=param.bg_threshold)
+    size = shapes[0][-1]
+    values = np.array(transform.mean_values, np.float32)[:, None, None] if transform.mean_values else None
+    batches = WindowBatches(
+        file,
+        Order([1], batch=shapes[0][0], seed=seed, name=_stream(layer), rank=rank, world=world),
+        Warp(size, param.context_pad, param.crop_mode == "square"),
+        shapes,
+        fg_fraction=param.fg_fraction,
+        mirror=transform.mirror,
+        mean=values if transform.mean is None else center(transform.mean, size),
+        scale=param.scale,
+        root=param.root_folder,
+        cache=param.cache_images,
+    )
+    return batches, PREFETCH
+
+
 # --- DummyData -------------------------------------------------------------------------------------------------------
 class DummyBatches:
     """DummyData: no, one, or one filler per top (none: zeros). Constant tops are the same every batch, others are
@@ -215,9 +251,11 @@ _PROBES: dict[str, Callable[[Any], list[Shape]]] = {
     "database": _probe_database,
     "images": _probe_images,
     "hdf5": _probe_hdf5,
+    "windows": _probe_windows,
 }
 _BUILDERS: dict[str, Callable[..., tuple[Batches, int]]] = {
     "database": _build_database,
     "images": _build_images,
     "hdf5": _build_hdf5,
+    "windows": _build_windows,
 }

@@ -152,6 +152,54 @@ class HDF5Data(Files):
         return [(self.param.batch_size, *self.context.data_shape), *[None] * (ntop - 1)]
 
 
+@layer("WindowData", v1="WINDOW_DATA", bottoms=(0, 0), tops=(2, 2), field="window_data_param")
+class WindowData(Files):
+    """Windows of images, cropped and warped to a square: a share of each batch shows objects (R-CNN).
+
+    Tops: data (batch, 3, crop_size, crop_size), BGR; label (batch). Each batch draws its windows at random: first
+    batch - int(batch * fg_fraction) background windows (label 0), then the foreground ones.
+    window_data_param: source (the window file: `# number`, path, channels, height, width, count, then a line
+    `class overlap x1 y1 x2 y2` a window), batch_size, both required; fg_threshold (0.5): foreground windows overlap an
+    object at least so much; bg_threshold (0.5): background windows less; fg_fraction (0.25); context_pad (0): so many
+    pixels of the crop show what is around the window; crop_mode ("warp", or "square": keeps the aspect); scale (1);
+    root_folder; cache_images (false): keep the files in memory. transform_param: crop_size (required), mirror, and
+    mean_file (its centre) or mean_value; what lies outside the image is the mean. Its scale has no effect, nor have
+    crop_size, mean_file and mirror in window_data_param. Source: BVLC window_data_layer.
+
+    Deviation: a window belongs to the block in which it stands, whatever number the block has.
+    """
+
+    source = "windows"
+
+    def check(self) -> None:
+        super().check()
+        p, t, at = self.param, self.proto.transform_param, "window_data_param"
+        if t.HasField("crop_h") or t.force_gray:
+            text, given = "WindowData gives square images in color", "force_gray" if t.force_gray else "crop_h"
+            raise self.fail(text, "transform_param", given, hint="use crop_size alone")
+        if not t.crop_size:
+            raise self.fail(
+                "the size of the warped windows is missing",
+                "transform_param",
+                hint="transform_param { crop_size: 227 }",
+            )
+        if len(t.mean_value) not in (0, 1, 3):
+            raise self.fail("give 1 or 3 mean_value", "transform_param", "mean_value", 0)
+        if 2 * p.context_pad >= t.crop_size:
+            text = f"context_pad {p.context_pad} on both sides leaves nothing of crop_size {t.crop_size}"
+            raise self.fail(text, at, "context_pad")
+        if p.crop_mode not in ("warp", "square"):
+            raise self.fail(f"crop_mode is 'warp' or 'square', not '{p.crop_mode}'", at, "crop_mode")
+        if not 0 <= p.fg_fraction <= 1:
+            raise self.fail(f"fg_fraction must be in 0..1, not {p.fg_fraction:g}", at, "fg_fraction")
+
+    def assumed(self, ntop: int) -> list[Shape | None]:
+        self.check()
+        n, size = self.param.batch_size, self.proto.transform_param.crop_size
+        shapes: list[Shape | None] = [(n, 3, size, size), (n,)]
+        return shapes[:ntop]
+
+
 class Described(Source):
     """Base of the sources whose shapes stand in the prototxt: nothing has to be opened."""
 
