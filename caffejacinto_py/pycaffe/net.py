@@ -328,6 +328,7 @@ class Net(InBatches):
                 if mine.shape != theirs.shape:
                     raise UsageError(f"share_with: layer '{name}' has blobs of other shapes in the other net")
                 mine.data = theirs.data
+                ParamBlob.of(mine)._data = ParamBlob.of(theirs)._data  # one array for both
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights as a binary .caffemodel that C++ Caffe reads."""

@@ -73,19 +73,24 @@ class ParamMemory:
 
     def tensor(self) -> torch.Tensor:
         if not self.grad:
-            return self.param.detach()
+            return self.param.data  # not detach(): a user's write between forward and backward is no error in Caffe
         if self.param.grad is None:
             self.param.grad = torch.zeros_like(self.param)
         return self.param.grad
 
     def view(self) -> np.ndarray:
         tensor = self.tensor()
-        if tensor.device.type == "cpu":
+        if self._visible(tensor):
             self._shown = tensor if self.grad else None
             return tensor.numpy()
         if self._host is None:
-            self._host = tensor.cpu().numpy()
+            self._host = tensor.to("cpu", copy=True).numpy()
         return self._host
+
+    @staticmethod
+    def _visible(tensor: torch.Tensor) -> bool:
+        """Whether numpy can look at the memory itself; otherwise there is a mirror."""
+        return tensor.device.type == "cpu"
 
     def push(self) -> None:
         """Bring what the user wrote into the mirror to the device. Call before the net runs."""
@@ -97,7 +102,7 @@ class ParamMemory:
         if self._host is not None:
             np.copyto(self._host, self.tensor().numpy(force=True))
         shown = self._shown
-        if shown is not None and self.param.grad is not shown and self.tensor().device.type == "cpu":
+        if shown is not None and self.param.grad is not shown:
             # training drops gradients and makes new ones: the array that was handed out goes on as the gradient
             self.param.grad = shown.copy_(self.tensor())
 
