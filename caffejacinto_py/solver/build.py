@@ -71,6 +71,8 @@ def build_net(
         log.info("%s: %s", source.label, notice)
     state: dict[str, Any] = {"phase": phase, "level": source.level, "stages": source.stages}
     graph = prepare(source.doc, dialect=dialect, probe=probe, python_layers=python_layers, **state)
+    for notice in graph.notices if share is None else ():
+        log.warning("%s", notice)
     return Net(graph, device=device, share=share, seed=seed, layout=layout)
 
 
