@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from caffejacinto_py.engine import weights
+from caffejacinto_py.engine import size, weights
 from caffejacinto_py.engine.layout import Layout, choose
 from caffejacinto_py.engine.params import Learnable, make_module, make_params
 from caffejacinto_py.engine.plan import Plan, Step, plan
@@ -60,6 +60,7 @@ class Net(nn.Module):
         inplace: bool = True,
     ) -> None:
         super().__init__()
+        size.check(graph, item=dtype.itemsize)
         self.graph = graph
         self.plan: Plan = plan(graph)
         self.dtype = dtype

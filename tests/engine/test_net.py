@@ -8,7 +8,7 @@ import torch
 from google.protobuf import text_format
 
 from caffejacinto_py.engine.net import Net
-from caffejacinto_py.errors import UsageError, WeightsError
+from caffejacinto_py.errors import LayerError, UsageError, WeightsError
 from caffejacinto_py.passes import prepare
 from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.weights import read_model, write_model
@@ -250,3 +250,12 @@ def test_a_blob_shared_in_another_shape_learns_from_both_layers(tmp_path):
     b = Net(a.graph, seed=2)
     b.load(model)
     assert torch.equal(b.learnable[0].param, w.param)
+
+
+@pytest.mark.parametrize(
+    "change", [("dim: 8 dim: 8", "dim: 80000 dim: 800000"), ("num_output: 5", "num_output: 2000000000")]
+)
+def test_nets_larger_than_the_machine_are_refused(change):
+    with pytest.raises(LayerError, match=r"GiB, more than the .* of this machine") as caught:
+        net(TEXT.replace(*change))
+    assert "mistyped" in caught.value.hint
