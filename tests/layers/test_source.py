@@ -9,6 +9,7 @@ from tests.layers.harness import layer_of
 
 DATA = 'type: "Data" data_param {{ source: "db" batch_size: 4 }} {}'
 IMAGES = 'type: "ImageData" image_data_param {{ source: "list" {} }} {}'
+WINDOWS = 'type: "WindowData" window_data_param {{ source: "w" batch_size: 8 {} }} transform_param {{ {} }}'
 DUMMY = 'type: "DummyData" dummy_data_param {{ {} }}'
 
 
@@ -24,6 +25,7 @@ DUMMY = 'type: "DummyData" dummy_data_param {{ {} }}'
         (IMAGES.format("", ""), 2, [(1, 3, 224, 224), None]),
         (IMAGES.format("batch_size: 2 new_height: 20 new_width: 30 is_color: false", ""), 2, [(2, 1, 20, 30), None]),
         (IMAGES.format("new_height: 20 new_width: 30", "transform_param { crop_size: 16 }"), 2, [(1, 3, 16, 16), None]),
+        (WINDOWS.format("context_pad: 16", "crop_size: 227 mirror: true"), 2, [(8, 3, 227, 227), (8,)]),
         ('type: "HDF5Data" hdf5_data_param { source: "l" batch_size: 5 }', 3, [(5, 3, 224, 224), None, None]),
         (
             'type: "MemoryData" memory_data_param { batch_size: 2 channels: 3 height: 4 width: 5 }',
@@ -55,7 +57,11 @@ def test_probe_decides_where_files_do() -> None:
         seen.append(layer.source)
         return [(7, 1, 2, 3), (7,)]
 
-    for text, kind in ((DATA.format(""), "database"), (IMAGES.format("", ""), "images")):
+    for text, kind in (
+        (DATA.format(""), "database"),
+        (IMAGES.format("", ""), "images"),
+        (WINDOWS.format("", "crop_size: 9"), "windows"),
+    ):
         assert layer_of(text, bottoms=0, tops=2, probe=probe).shapes([]) == [(7, 1, 2, 3), (7,)]
         assert seen.pop() == kind
     layer = layer_of('type: "Input" input_param { shape { dim: 2 } }', bottoms=0, probe=probe)
