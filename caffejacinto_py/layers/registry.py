@@ -18,12 +18,10 @@ class UnknownLayer(LayerError):
 _TYPES: dict[str, type[Layer]] = {}
 L = TypeVar("L", bound=type[Layer])
 
-_OWNERS = {
-    "SSD / NVCaffe / caffe-jacinto": "AnnotatedData VideoData MultiBoxLoss PriorBox DetectionOutput "
-    "DetectionEvaluate Permute Normalize",
-    "NVCaffe / caffe-jacinto": "Axpy L1Loss DetectNetTransformation",
+_OWNERS = {  # types that a fork has and this program does not, yet
+    "SSD / NVCaffe / caffe-jacinto": "AnnotatedData VideoData MultiBoxLoss PriorBox DetectionOutput DetectionEvaluate",
     "caffe-jacinto": "ImageLabelData ImageLabelListData SegmentationAccuracy IOUAccuracy",
-    "ADaPTION": "LPConvolution LPInnerProduct LPAct ROIPooling",
+    "ADaPTION": "LPConvolution LPInnerProduct LPAct",
     "Ristretto": "ConvolutionRistretto DeconvolutionRistretto FcRistretto LRNRistretto",
     "NVCaffe": "TRT",
 }

@@ -59,3 +59,8 @@ def test_unknown_types_get_help() -> None:
 def test_duplicate_names_are_refused() -> None:
     with pytest.raises(ValueError, match="registered twice"):
         registry.layer("ReLU")(type("Other", (Layer,), {}))
+
+
+def test_types_called_missing_are_missing() -> None:
+    named = {name for names in registry._OWNERS.values() for name in names.split()}
+    assert not [name for name in named if registry.known(name)]
