@@ -24,6 +24,7 @@ VERBS: dict[str, str] = {
     "compute_image_mean": "Compute the mean image of an LMDB.",
     "extract_features": "Write blobs of a net into LMDBs.",
     "classify": "Classify images.",
+    "detect": "Score windows of images, as R-CNN does.",
     "convert": "Convert weights: caffemodel, HDF5, npz; BatchNorm forms.",
     "upgrade_net_proto_text": "Rewrite a net prototxt of any age in today's form.",
     "upgrade_net_proto_binary": "Rewrite a binary net (.caffemodel) of any age in today's form.",
