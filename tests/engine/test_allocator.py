@@ -34,7 +34,7 @@ def run(**env: str) -> tuple[str, int]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_tuned_processes_reuse_their_pages():
-    assert run(CAFFEJACINTO_ALLOCATOR="default")[0] == "False"
-    tuned, faults = run(CAFFEJACINTO_ALLOCATOR="")
-    assert tuned == "True"
-    assert faults < 100, "32 MiB tensors made again and again come from memory that the process already has"
+    """32 MiB tensors made again and again come from memory that the process already has."""
+    tuned, plain = run(CAFFEJACINTO_ALLOCATOR=""), run(CAFFEJACINTO_ALLOCATOR="default")
+    assert (tuned[0], plain[0]) == ("True", "False")
+    assert tuned[1] * 4 < plain[1], "page faults"  # a system that reclaims idle pages may add some to both
