@@ -20,7 +20,7 @@ class Layout:
     """channels_last: 4-D inputs and 4-D weights are stored N,H,W,C (their shapes stay N,C,H,W).
 
     `to` and not `contiguous`: with one channel both formats fit the same strides, and only `to` makes them say
-    channels_last, which is what the next convolution looks at (LeNet: 1.4x).
+    channels_last, which is what the next convolution looks at.
     """
 
     channels_last: bool = False

@@ -20,8 +20,7 @@ class Dialect:
     """
 
     name: str
-    batch_norm_ema: bool = False  # NV: running = plain moving average; BVLC: sums with a factor blob
-    batch_norm_phase_only: bool = False  # NV ignores use_global_stats: the phase decides
+    batch_norm_ema: bool = False  # NV: plain moving average, the phase decides; BVLC: sums with a factor blob
     accuracy_ties_lose: bool = True  # BVLC: a tie counts as a miss; the others: higher index first
     accuracy_empty_nan: bool = False  # the others: 0/0 when every label is ignored
     sigmoid_ce_normalized: bool = True  # BVLC: loss_param normalization; NV: always / num
@@ -42,7 +41,6 @@ class Dialect:
 _NV = Dialect(
     "nvcaffe",
     batch_norm_ema=True,
-    batch_norm_phase_only=True,
     accuracy_ties_lose=False,
     accuracy_empty_nan=True,
     sigmoid_ce_normalized=False,

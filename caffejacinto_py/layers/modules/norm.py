@@ -129,7 +129,7 @@ class Scale(nn.Module):
         super().__init__()
         self.scale, self.shift, self.axis = scale, shift, axis
         per_channel = axis == 1 and scale is not None and scale.dim() == 1
-        # per channel: torch's batch norm with mean 0, variance 1, eps 0 is this affine in one pass each way (2x faster)
+        # per channel: torch's batch norm with mean 0, variance 1, eps 0 is this affine in one pass each way
         like = scale if per_channel else None
         self.register_buffer("zeros", None if like is None else torch.zeros_like(like), persistent=False)
         self.register_buffer("ones", None if like is None else torch.ones_like(like), persistent=False)
@@ -205,7 +205,7 @@ class UnscaledDropout(Dropout):
 def dropout_mask(x: Tensor, ratio: float, *, kept: float | None = None) -> Tensor:
     """0 or `kept` (None: 1 / (1 - ratio)) for each value of x, from torch's generator.
 
-    32 random bits a value, two values a draw, and Caffe's resolution of 2^-32: 5 times faster than bernoulli_ on a CPU.
+    32 random bits a value, two values a draw, and Caffe's resolution of 2^-32; bernoulli_ is slower on a CPU.
     """
     mask = torch.empty_like(x)
     n = x.numel()
