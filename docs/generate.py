@@ -1,4 +1,7 @@
-"""Write docs/cli.md from the commands and docs/layers.md from the layer registry. `--check`: fail where one is old."""
+"""Write docs/cli.md from the commands, docs/layers.md from the layer registry, docs/compat.md from the switches.
+
+`--check`: fail where one is old.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from caffejacinto_py.cli.group import VERBS, cli
 from caffejacinto_py.layers import registry
 from caffejacinto_py.layers.base import Layer
 from caffejacinto_py.schema import pb
+from caffejacinto_py.schema.compat import SWITCHES
 
 FOLDER = Path(__file__).parent
 HEAD = """# Command line
@@ -225,9 +229,29 @@ def many(field: Any) -> bool:
     return isinstance(field.default_value, list)
 
 
+COMPAT_HEAD = """# Compat switches
+
+Generated from `caffejacinto_py/schema/compat.py` by `make docs`; do not edit.
+
+Where a C++ binary computes what its documentation does not promise, or what costs accuracy, this program does the sound
+thing. These switches give the binary's numbers back: `--compat SWITCH=VALUE` of the verbs that run nets (repeatable, or
+with commas), `caffejacinto_py.pycaffe.set_compat(SWITCH="VALUE")` in Python. A run logs every switch that is
+set. The first value is the default.
+
+| switch | values | |
+|---|---|---|
+"""
+
+
+def compat_page() -> str:
+    """The text of docs/compat.md."""
+    rows = [f"| `{name}` | {', '.join(f'`{v}`' for v in s.values)} | {s.text} |\n" for name, s in SWITCHES.items()]
+    return COMPAT_HEAD + "".join(rows)
+
+
 def main() -> int:
     stale = 0
-    for name, text in (("cli.md", generate()), ("layers.md", layers_page())):
+    for name, text in (("cli.md", generate()), ("layers.md", layers_page()), ("compat.md", compat_page())):
         target = FOLDER / name
         if "--check" not in sys.argv[1:]:
             target.write_text(text)

@@ -25,9 +25,10 @@ ROOMS = {
     "passes": {"errors", "schema", "ir", "layers"},
     "engine": {"errors", "schema", "ir", "layers", "passes"},
     "compress": {"errors", "schema", "ir", "layers", "passes", "engine"},
-    "export": {"errors", "schema", "ir", "layers", "passes", "engine"},
+    "export": {"errors", "schema", "ir", "layers", "passes", "engine", "compress"},
     "solver": {"errors", "schema", "ir", "layers", "data", "passes", "engine", "compress"},
 }
+ROOMS["recipes"] = {*ROOMS, "solver"}
 ROOMS["checking"] = {"errors", "schema", "ir", "layers", "passes", "solver"}
 ROOMS["pycaffe"] = {*ROOMS, "__init__"}
 ROOMS["cli"] = {*ROOMS, "__init__"}

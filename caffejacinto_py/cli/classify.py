@@ -112,7 +112,7 @@ def _open(model: Path, weights: Sequence[str], batch: int, given: dict[str, Any]
 
     device = devices.pick(given["gpu"], log=log)
     doc = load_net(model)
-    dialect = resolve_dialect(doc.message, None, given["dialect"])
+    dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
     graph = prepare(doc, phase="TEST", dialect=dialect)
     layer = _input(graph, model)
     layer.input_param.shape[0].dim[0] = batch

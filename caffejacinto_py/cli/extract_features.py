@@ -73,7 +73,7 @@ def _open(model: Path, weights: Sequence[str], given: dict[str, Any], log: Any) 
 
     device = devices.pick(given["gpu"], log=log)
     doc = load_net(model)
-    dialect = resolve_dialect(doc.message, None, given["dialect"])
+    dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
     state: dict[str, Any] = {"phase": "TEST", "level": given["level"], "stages": given["stage"]}
     graph = prepare(doc, dialect=dialect, probe=probe, python_layers=given["python_layers"], **state)
     net = Net(graph, device=device, seed=0, inplace=False)

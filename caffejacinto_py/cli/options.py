@@ -63,7 +63,20 @@ def gpu(command: F) -> F:
 
 def dialect(command: F) -> F:
     text = "Whose numbers to follow where forks differ: bvlc, nvcaffe, jacinto, jacinto-0.16, ssd, adaption, ristretto."
+    command = compat(command)
     return click.option("--dialect", default=None, metavar="NAME", help=text + " Default: from the net.")(command)
+
+
+def compat(command: F) -> F:
+    """--compat: the verb gets `compat`, a Compat. Comes with --dialect."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> Any:
+        from caffejacinto_py.schema.compat import parse_compat
+
+        return parse_compat(value)
+
+    text = "Reproduce a C++ binary where we deviate, such as quantization=cpu; repeatable. See docs/compat.md."
+    return click.option("--compat", multiple=True, metavar="SWITCH=VALUE", callback=read, help=text)(command)
 
 
 def threads(command: F) -> F:

@@ -56,7 +56,7 @@ def open_net(model: Path, weights: Sequence[str], given: Mapping[str, Any], log:
     device = devices.pick(given["gpu"], log=log)
     log.info("Use %s.", "CPU" if device == "cpu" else device)
     doc = load_net(model)
-    dialect = resolve_dialect(doc.message, None, given["dialect"])
+    dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
     source = NetSource(doc, str(model), given["level"], given["stage"])
     options: dict[str, Any] = {"dialect": dialect, "device": torch.device(device), "seed": 0}
     net = build.build_net(source, given["phase"], python_layers=given["python_layers"], **options)

@@ -92,7 +92,7 @@ def _graph(model: Path | None, solver: Path | None, given: dict[str, Any], log: 
         where = lambda *path: opened.locs.find(path)  # noqa: E731
         source = train_source(param, where, NetFiles(where), level=level or None, stages=stages)
         doc, level, stages = source.doc, source.level, source.stages
-    dialect = resolve_dialect(doc.message, param, given["dialect"])
+    dialect = resolve_dialect(doc.message, param, given["dialect"], compat=given["compat"])
     state = {"phase": given["phase"], "level": level, "stages": stages, "dialect": dialect}
     state["python_layers"] = given["python_layers"]
     if given["data_shape"] is None:

@@ -97,6 +97,7 @@ def _train(
         doc,
         device=device,
         dialect=given["dialect"],
+        compat=given["compat"],
         weights=weights,
         level=given["level"] or None,
         stages=given["stage"],
@@ -153,7 +154,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
 
     files = nets.NetFiles(where)
     train = nets.train_source(param, where, files, level=given["level"] or None, stages=given["stage"])
-    dialect = resolve_dialect(train.doc.message, param, given["dialect"])
+    dialect = resolve_dialect(train.doc.message, param, given["dialect"], compat=given["compat"])
     settings.check(param, where, dialect)
     sources = [(train, "TRAIN"), *((t, "TEST") for t in nets.test_sources(param, where, files))]
     found = []

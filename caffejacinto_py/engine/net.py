@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from caffejacinto_py.engine import size, weights
+from caffejacinto_py.engine.hooks import Hook
 from caffejacinto_py.engine.layout import Layout, choose
 from caffejacinto_py.engine.params import Learnable, make_module, make_params
 from caffejacinto_py.engine.plan import Plan, Step, plan
@@ -79,10 +80,24 @@ class Net(nn.Module):
         self.layout: Layout = share.layout if share else choose(graph, layout, self.device, dtype)
         self.layout.weights(self)
         self.train(graph.phase == "TRAIN")
+        self._hook: Hook | None = None
+        self._fast = self._road()
+
+    def _road(self) -> list[tuple[Step, nn.Module, Any]]:
         places = [(s, s.module, s.affine) for s in self.plan.fast]
-        self._fast: list[tuple[Step, nn.Module, Any]] = [
-            (s, self.layers[m], None if a is None else self.layers[a]) for s, m, a in places
-        ]
+        return [(s, self.layers[m], None if a is None else self.layers[a]) for s, m, a in places]
+
+    @property
+    def hook(self) -> Hook | None:
+        """Who looks at every pass, see engine/hooks.py."""
+        return self._hook
+
+    @hook.setter
+    def hook(self, hook: Hook | None) -> None:
+        if (hook is None) != (self._hook is None):
+            self.plan = plan(self.graph, fused=hook is None)
+            self._fast = self._road()
+        self._hook = hook
 
     def _add(self, node: Node, owned: Any, *, inplace: bool) -> None:
         shapes = [self.graph.shapes[v] for v in node.inputs]
@@ -112,20 +127,36 @@ class Net(nn.Module):
         for name, slot in self.plan.feeds:
             slots[slot] = self.feed(name, inputs)
         loss: Tensor | None = None
+        hook = self._hook
+        if hook is not None:
+            hook.begin(self)
+            self._fed(hook, slots)
         for step, module, affine in self._fast:
             args = [slots[i] for i in step.ins]
             if affine is not None:
                 args += affine.affine()
             outs = _call(step, module, args)
+            if hook is not None:
+                outs = hook.tops(step.node, outs)
             for slot, out in zip(step.outs, outs, strict=True):
                 slots[slot] = out
             for i, weight in step.losses:
                 loss = _add_loss(loss, outs[i], weight)
             for slot in step.free:
                 slots[slot] = None
+        if hook is not None:
+            hook.end(self)
         if loss is None:
             loss = torch.zeros((), dtype=self.dtype, device=self.device)
         return Result(loss, {name: slots[slot] for name, slot in self.plan.outputs})  # type: ignore[misc]
+
+    def _fed(self, hook: Hook, slots: list[Tensor | None]) -> None:
+        """Show the inputs to the hook."""
+        places = dict(self.plan.feeds)
+        for source in self.sources:
+            outs = hook.tops(source.node, tuple(slots[places[top]] for top in source.tops))  # type: ignore[misc]
+            for top, out in zip(source.tops, outs, strict=True):
+                slots[places[top]] = out
 
     def run(
         self, blobs: dict[str, Tensor], *, start: str | None = None, end: str | None = None

@@ -38,8 +38,8 @@ class Plan:
     outputs: tuple[tuple[str, int], ...]
 
 
-def plan(graph: Graph) -> Plan:
-    """Assign slots in execution order."""
+def plan(graph: Graph, *, fused: bool = True) -> Plan:
+    """Assign slots in execution order. fused: layers marked `absorbed` join the step before them."""
     nodes = [n for n in graph.nodes if not n.layer.source]
     steps = tuple(
         Step(
@@ -51,7 +51,7 @@ def plan(graph: Graph) -> Plan:
         )
         for i, node in enumerate(nodes)
     )
-    merged = _merge(steps)
+    merged = _merge(steps) if fused else [(step, step.node.outputs) for step in steps]
     fed = [v for n in graph.nodes if n.layer.source for v in n.outputs]
     slot = {v: i for i, v in enumerate(fed)}
     feeds = tuple((v.name, s) for v, s in slot.items())

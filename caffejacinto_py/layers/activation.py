@@ -30,6 +30,8 @@ class ReLU(Activation):
     relu_layer.
     """
 
+    quantizes = "relu"
+
     may_inplace = saves_output = True
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
@@ -45,6 +47,8 @@ class PReLU(Activation):
     Bottom and top: (N, C, ...). Blob 0: a, (C), or () if channel_shared. prelu_param: filler (constant 0.25),
     channel_shared (false). Source: BVLC prelu_layer; He et al. 2015.
     """
+
+    quantizes = "plain"
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         if len(ins[0]) < 2:

@@ -7,7 +7,7 @@ lives in `layers/modules/` and is imported inside `module()` only, so that shape
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,6 +36,21 @@ class Blob:
     lr_mult: float | None = None
     decay_mult: float | None = None
     value: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """Blob 0 as sparsity sees it; its rows (axis 0) are thresholded one by one.
+
+    convolution: a plain one, the only kind that Caffe prunes and counts; others take part where a solver asks for it.
+    ni, no: input and output channels.
+    """
+
+    convolution: bool
+    kernel: Shape
+    group: int
+    ni: int
+    no: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,9 @@ class Layer:
     is_view: ClassVar[bool] = False  # the top may share memory with the bottom
     stateful_forward: ClassVar[bool] = False  # a training forward changes state (BN statistics, RNG)
     lasting: ClassVar[bool] = False  # holds user state: one object for the life of a net, also across reshapes
+    # compression, as data
+    quantizes: ClassVar[str | None] = None  # "product" (weights, tops) "norm" "scale" "relu" "plain" "source" "input"
+    low_precision: ClassVar[Mapping[str, str]] = {}  # scheme -> the type that replaces this one there
     channels_last: ClassVar[bool] = True  # runs on channels_last tensors without converting back
 
     def __init__(self, proto: Any, context: Context, ntop: int) -> None:
@@ -145,6 +163,10 @@ class Layer:
     def is_affine(self, ins: Sequence[Shape]) -> bool:
         """Whether the layer is x * scale + shift per channel with its own blobs; its module then has `affine()`."""
         return False
+
+    def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
+        """Whether blob 0 is a weight that sparsity may mask, and its sizes."""
+        return None
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         """Multiply-accumulates of one forward pass over the whole batch."""

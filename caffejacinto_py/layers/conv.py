@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.base import Blob, Layer, Prunable, Shape
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.registry import layer
 
@@ -43,6 +43,7 @@ class Geometry:
 
 class _ConvBase(Layer):
     equal_counts = True
+    quantizes = "product"
     transposed: ClassVar[bool] = False
 
     @property
@@ -153,6 +154,11 @@ class _ConvBase(Layer):
             [weight, filled_blob(self, (self.param.num_output,), "bias_filler")] if self.param.bias_term else [weight]
         )
 
+    def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
+        g = self.geometry(ins)
+        group = self.groups(g.channels)
+        return Prunable(not self.transposed, g.kernel, group, g.channels, self.param.num_output)
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.conv import Convolution as Module
 
@@ -188,6 +194,8 @@ class Convolution(_ConvBase):
     Source: BVLC base_conv_layer.cpp, conv_layer.cpp; the same in all forks.
     """
 
+    low_precision = {"adaption": "LPConvolution", "ristretto": "ConvolutionRistretto"}  # noqa: RUF012
+
     def output(self, g: Geometry) -> Shape:
         out = []
         for size, k, s, p, d in zip(g.spatial, g.kernel, g.stride, g.pad, g.dilation, strict=True):
@@ -219,6 +227,7 @@ class Deconvolution(_ConvBase):
     Source: BVLC deconv_layer.cpp; the same in all forks.
     """
 
+    low_precision = {"ristretto": "DeconvolutionRistretto"}  # noqa: RUF012
     transposed = True
 
     def output(self, g: Geometry) -> Shape:

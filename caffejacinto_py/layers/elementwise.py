@@ -25,6 +25,8 @@ class Eltwise(Layer):
     Source: BVLC eltwise_layer.
     """
 
+    quantizes = "plain"
+
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         for i, shape in enumerate(ins[1:], 1):
             if shape != ins[0]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.base import Blob, Layer, Prunable, Shape
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.registry import layer
 
@@ -31,6 +31,8 @@ class InnerProduct(Layer):
     Source: BVLC inner_product_layer.cpp, the same in all forks; happynear/caffe-windows for normalize.
     """
 
+    quantizes = "product"
+    low_precision = {"adaption": "LPInnerProduct", "ristretto": "FcRistretto"}  # noqa: RUF012
     channels_last = False  # flattening wants C order: a channels_last bottom is copied
 
     def __init__(self, proto: Any, context: Any, ntop: int) -> None:
@@ -58,6 +60,9 @@ class InnerProduct(Layer):
         bias = blobs[1] if len(blobs) > 1 else None
         kind = m.UnitInnerProduct if self.param.normalize else m.InnerProduct
         return kind(blobs[0], bias, axis=self._first(ins), transpose=self.param.transpose)
+
+    def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
+        return Prunable(False, (), 1, math.prod(ins[0][self._first(ins) :]), self.param.num_output)
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         return math.prod(outs[0]) * math.prod(ins[0][self._first(ins) :])

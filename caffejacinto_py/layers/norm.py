@@ -69,6 +69,8 @@ class BatchNorm(Layer):
     Source: BVLC batch_norm_layer.cpp; NVCaffe batch_norm_layer.cpp; Ioffe and Szegedy 2015.
     """
 
+    quantizes = "norm"
+
     stateful_forward = True
 
     @property
@@ -184,6 +186,8 @@ class Scale(_Spread):
     Source: BVLC scale_layer.cpp; the same in all forks.
     """
 
+    quantizes = "scale"
+
     def is_affine(self, ins: Sequence[Shape]) -> bool:
         axis, shape = self.small(ins)
         return len(ins) == 1 and axis == 1 and len(shape) == 1
@@ -214,6 +218,8 @@ class Bias(_Spread):
     Options: axis (1), num_axes (1; -1: to the last axis; 0: one number), as in Scale; filler (0).
     Source: BVLC bias_layer.cpp; the same in all forks.
     """
+
+    quantizes = "plain"
 
     may_inplace = True
 

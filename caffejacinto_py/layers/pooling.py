@@ -38,6 +38,8 @@ class Pooling(Layer):
     Source: BVLC pooling_layer.cpp and .cu; Zeiler and Fergus 2013 for STOCHASTIC.
     """
 
+    quantizes = "plain"
+
     def __init__(self, proto: object, context: object, ntop: int) -> None:
         super().__init__(proto, context, ntop)  # type: ignore[arg-type]
         # only STOCHASTIC draws random numbers in training

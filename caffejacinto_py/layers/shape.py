@@ -23,6 +23,8 @@ class Concat(Layer):
     concat_param: axis (1, negative counts from the end), or the deprecated concat_dim. Source: BVLC concat_layer.
     """
 
+    quantizes = "plain"
+
     def _axis(self, ndim: int) -> int:
         if not self.param.HasField("concat_dim"):
             return self.axis(self.param.axis, ndim, "concat_param", "axis")

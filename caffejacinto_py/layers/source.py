@@ -104,6 +104,8 @@ class Data(Files):
     backend. transform_param: crop, mirror, mean, scale and so on. Source: BVLC data_layer.
     """
 
+    quantizes = "source"
+
     source = "database"
 
 
@@ -115,6 +117,8 @@ class ImageData(Files):
     root_folder, new_height and new_width (both or neither: resize), is_color (true), shuffle, rand_skip. Source: BVLC
     image_data_layer.
     """
+
+    quantizes = "source"
 
     source = "images"
 
@@ -140,6 +144,8 @@ class HDF5Data(Files):
     Tops: (batch, ...) as the datasets have it. hdf5_data_param: source (text file that lists the HDF5 files),
     batch_size, both required; shuffle (false). transform_param is refused, as in Caffe. Source: BVLC hdf5_data_layer.
     """
+
+    quantizes = "source"
 
     source = "hdf5"
 
@@ -168,6 +174,8 @@ class WindowData(Files):
 
     Deviation: a window belongs to the block in which it stands, whatever number the block has.
     """
+
+    quantizes = "source"
 
     source = "windows"
 
@@ -231,6 +239,8 @@ class Input(Described):
     Deviation: Caffe accepts no shape at all and waits for a reshape; here a shape is required.
     """
 
+    quantizes = "input"
+
     source = "input"
 
     def check(self) -> None:
@@ -257,6 +267,8 @@ class MemoryData(Described):
     Source: BVLC memory_data_layer.
     """
 
+    quantizes = "source"
+
     source = "memory"
 
     def check(self) -> None:
@@ -274,6 +286,8 @@ class DummyData(Described):
     dummy_data_param: data_filler, none (constant 0), one for all tops or one a top; shape, one for all or one a top;
     or the deprecated num, channels, height, width, each one for all or one a top. Source: BVLC dummy_data_layer.
     """
+
+    quantizes = "source"
 
     source = "dummy"
 

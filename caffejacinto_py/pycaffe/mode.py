@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from caffejacinto_py.errors import UsageError
+from caffejacinto_py.schema.compat import Compat
 
 TRAIN, TEST = 0, 1  # numbers of enum Phase, as in C++ Caffe
 PHASES = ("TRAIN", "TEST")
@@ -15,6 +16,7 @@ class Mode:
     gpu: bool = False
     index: int = 0
     seed: int | None = None
+    compat: Compat = field(default_factory=Compat)
 
     @property
     def device(self) -> str:
@@ -49,6 +51,14 @@ def set_random_seed(seed: int) -> None:
 
     MODE.seed = int(seed)
     torch.manual_seed(int(seed))
+
+
+def set_compat(**switches: str) -> None:
+    """Reproduce a C++ binary in nets and solvers made from now on: set_compat(quantization="cpu").
+
+    Switches not named go back to their defaults; see docs/compat.md. Raises UsageError for an unknown switch or value.
+    """
+    MODE.compat = Compat().set(**switches)
 
 
 def phase_name(phase: int | str) -> str:

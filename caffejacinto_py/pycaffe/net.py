@@ -18,6 +18,7 @@ from caffejacinto_py.layers.modules.blob import ParamBlob, ParamMemory, Top
 from caffejacinto_py.passes import backward, finish, prepare, shapes, splits
 from caffejacinto_py.pycaffe.batches import InBatches
 from caffejacinto_py.pycaffe.mode import MODE, phase_name
+from caffejacinto_py.schema.dialect import resolve_dialect
 from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import read_model, write_model
 from caffejacinto_py.solver.feed import Feed
@@ -54,7 +55,9 @@ class Net(InBatches):
         from caffejacinto_py.data import probe
 
         doc = load_net(os.fspath(network_file))
-        graph = prepare(doc, phase=phase_name(phase), level=level, stages=stages, probe=probe, python_layers=True)
+        dialect = resolve_dialect(doc.message, compat=MODE.compat)
+        state: dict[str, Any] = {"phase": phase_name(phase), "level": level, "stages": stages, "dialect": dialect}
+        graph = prepare(doc, probe=probe, python_layers=True, **state)
         self._open(graph, None, share=None)
         if weights is not None:
             self.copy_from(weights)

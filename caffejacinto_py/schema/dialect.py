@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from caffejacinto_py.errors import UsageError, near
+from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.fork_fields import FORK_FIELDS, find_fork
 
 
@@ -35,6 +36,7 @@ class Dialect:
     weight_decay_power: float = 1.0  # default of the "poly" weight decay policy (jacinto: 0.5)
     delta_floor: bool = False  # NV: Adam, AdaGrad, ... never use a delta below 1e-4 or 1e-3
     ignore_shape_mismatch: bool = False  # jacinto: blobs of other shapes are copied flat or skipped when weights load
+    compat: Compat = field(default_factory=Compat)  # deviations from the binaries that the user switched off
     reason: str = field(default="", compare=False)  # why this dialect, for the log
 
 
@@ -71,11 +73,19 @@ BVLC = DIALECTS["bvlc"]
 _PRIORITY = list(FORK_FIELDS)  # the first fork that shows wins
 
 
-def resolve_dialect(net_message: Any = None, solver_message: Any = None, option: str | None = None) -> Dialect:
+def resolve_dialect(
+    net_message: Any = None, solver_message: Any = None, option: str | None = None, *, compat: Compat | None = None
+) -> Dialect:
     """The dialect of a net and its solver; `reason` says what decided.
 
-    `option` (the user's choice) wins, else fields that only one fork has, else bvlc. UsageError: no such dialect.
+    `option` (the user's choice) wins, else fields that only one fork has, else bvlc. compat: the user's switches.
+    UsageError: no such dialect.
     """
+    found = _resolve(net_message, solver_message, option)
+    return replace(found, compat=compat) if compat is not None else found
+
+
+def _resolve(net_message: Any, solver_message: Any, option: str | None) -> Dialect:
     if option is not None:
         chosen = DIALECTS.get(option)
         if chosen is None:

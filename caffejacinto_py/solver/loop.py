@@ -14,6 +14,7 @@ from torch import Tensor
 from caffejacinto_py.engine.evaluate import Score, evaluate, loss_weights, summarize
 from caffejacinto_py.engine.net import Net, Result
 from caffejacinto_py.errors import CaffeError, Loc, UsageError
+from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.dialect import resolve_dialect
 from caffejacinto_py.schema.files import check_writable
 from caffejacinto_py.schema.upgrade import load_solver, upgrade_solver
@@ -46,6 +47,7 @@ class Solver(Resumable):
     on_nan: "stop" raises CaffeError at a loss that is NaN or infinite, "warn" goes on.
     workers: feeder threads per data layer. metrics, tensorboard: where records go (see `Metrics`).
     sigint, sighup: "stop", "snapshot" or "none", while `solve` runs. python_layers: Python layers may run their code.
+    compat: switches that reproduce a C++ binary.
 
     Raises PrototxtError, LayerError, DataError, WeightsError or ManyErrors before anything is trained.
     """
@@ -67,6 +69,7 @@ class Solver(Resumable):
         sighup: str = "snapshot",
         layout: str = "auto",
         python_layers: bool = False,
+        compat: Compat | None = None,
     ) -> None:
         if on_nan not in ("stop", "warn"):
             raise UsageError(f"on_nan '{on_nan}' is unknown", hint="stop or warn")
@@ -77,8 +80,10 @@ class Solver(Resumable):
         files = nets.NetFiles(self.where)
         train = nets.train_source(param, self.where, files, level=level, stages=tuple(stages))
         tests = nets.test_sources(param, self.where, files)
-        self.dialect = resolve_dialect(train.doc.message, param, dialect)
+        self.dialect = resolve_dialect(train.doc.message, param, dialect, compat=compat)
         log.info("Dialect: %s (%s)", self.dialect.name, self.dialect.reason)
+        for name, value in self.dialect.compat.changed().items():
+            log.info("Compat: %s=%s", name, value)
         settings.check(param, self.where, self.dialect)
         if param.snapshot:
             self.check_snapshots()
