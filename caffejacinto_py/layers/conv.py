@@ -194,7 +194,7 @@ class Convolution(_ConvBase):
     Source: BVLC base_conv_layer.cpp, conv_layer.cpp; the same in all forks.
     """
 
-    low_precision = {"adaption": "LPConvolution", "ristretto": "ConvolutionRistretto"}  # noqa: RUF012
+    low_precision = {"adaption": "LPConvolution", "ristretto": "ConvolutionRistretto"}
 
     def output(self, g: Geometry) -> Shape:
         out = []
@@ -227,7 +227,7 @@ class Deconvolution(_ConvBase):
     Source: BVLC deconv_layer.cpp; the same in all forks.
     """
 
-    low_precision = {"ristretto": "DeconvolutionRistretto"}  # noqa: RUF012
+    low_precision = {"ristretto": "DeconvolutionRistretto"}
     transposed = True
 
     def output(self, g: Geometry) -> Shape:

@@ -32,7 +32,7 @@ class InnerProduct(Layer):
     """
 
     quantizes = "product"
-    low_precision = {"adaption": "LPInnerProduct", "ristretto": "FcRistretto"}  # noqa: RUF012
+    low_precision = {"adaption": "LPInnerProduct", "ristretto": "FcRistretto"}
     channels_last = False  # flattening wants C order: a channels_last bottom is copied
 
     def __init__(self, proto: Any, context: Any, ntop: int) -> None:
