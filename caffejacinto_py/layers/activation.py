@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Shape
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
 
@@ -33,6 +33,12 @@ class ReLU(Activation):
     quantizes = "relu"
 
     may_inplace = saves_output = True
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        if self.param.negative_slope:
+            text = f"integer programs have no negative_slope ({self.param.negative_slope:g})"
+            raise self.fail(text, "relu_param", "negative_slope")
+        return IntegerForm("relu")
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.activation import ReLU

@@ -54,6 +54,14 @@ class Prunable:
 
 
 @dataclass(frozen=True)
+class IntegerForm:
+    """What a layer computes, for integer programs. op: an operation of docs/integer.md; numbers: its plain sizes."""
+
+    op: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Context:
     """What a layer may know of its surroundings.
 
@@ -98,6 +106,7 @@ class Layer:
     # compression, as data
     quantizes: ClassVar[str | None] = None  # "product" (weights, tops) "norm" "scale" "relu" "plain" "source" "input"
     low_precision: ClassVar[Mapping[str, str]] = {}  # scheme -> the type that replaces this one there
+    is_softmax: ClassVar[bool] = False  # Caffe's sparsity tables leave out the convolution right before it
     channels_last: ClassVar[bool] = True  # runs on channels_last tensors without converting back
 
     def __init__(self, proto: Any, context: Context, ntop: int) -> None:
@@ -166,6 +175,11 @@ class Layer:
 
     def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
         """Whether blob 0 is a weight that sparsity may mask, and its sizes."""
+        return None
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        """The layer as an operation on integers; None: it has no such form. Raises LayerError where its options have
+        none."""
         return None
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:

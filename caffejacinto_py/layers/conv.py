@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from caffejacinto_py.layers.base import Blob, Layer, Prunable, Shape
+from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.registry import layer
 
@@ -158,6 +158,13 @@ class _ConvBase(Layer):
         g = self.geometry(ins)
         group = self.groups(g.channels)
         return Prunable(not self.transposed, g.kernel, group, g.channels, self.param.num_output)
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        g = self.geometry(ins)
+        if len(g.lead) != 1 or len(g.spatial) != 2:
+            raise self.fail(f"integer programs convolve blobs of 4 axes (N, C, H, W), not {ins[0]}", self.at, "axis")
+        numbers = {"stride": g.stride, "pad": g.pad, "dilation": g.dilation, "group": self.groups(g.channels)}
+        return IntegerForm("deconv" if self.transposed else "conv", numbers)
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.conv import Convolution as Module

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Layer, Shape
+from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
 from caffejacinto_py.layers.registry import layer
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ class Dropout(Layer):
             hint = "for no dropout remove the layer" if ratio == 0 else None
             raise self.fail(f"dropout_ratio must be between 0 and 1, not {ratio:g}", FIELD, "dropout_ratio", hint=hint)
         return [ins[0]]
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        if self.context.train or not self.param.scale_train:
+            raise self.fail("integer programs have Dropout in phase TEST with scale_train only", FIELD, "scale_train")
+        return IntegerForm("same")
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import norm as m

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Layer, Shape
+from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
 
@@ -47,6 +47,13 @@ class Eltwise(Layer):
         if self.param.operation != pb.EltwiseParameter.SUM:
             return ()
         return [i for i in range(len(self.proto.bottom)) if not self.param.coeff or self.param.coeff[i] == 1]
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        if self.param.operation == pb.EltwiseParameter.PROD:
+            raise self.fail("integer programs have no product of blobs", "eltwise_param", "operation")
+        if self.param.operation == pb.EltwiseParameter.MAX:
+            return IntegerForm("max")
+        return IntegerForm("sum", {"coeff": tuple(self.param.coeff) or (1.0,) * len(ins)})
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import elementwise as m

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from caffejacinto_py.layers.base import Blob, Layer, Prunable, Shape
+from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.registry import layer
 
@@ -60,6 +60,11 @@ class InnerProduct(Layer):
         bias = blobs[1] if len(blobs) > 1 else None
         kind = m.UnitInnerProduct if self.param.normalize else m.InnerProduct
         return kind(blobs[0], bias, axis=self._first(ins), transpose=self.param.transpose)
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        if self.param.normalize:
+            raise self.fail("integer programs have no normalize", FIELD, "normalize")
+        return IntegerForm("dense", {"axis": self._first(ins), "transpose": bool(self.param.transpose)})
 
     def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
         return Prunable(False, (), 1, math.prod(ins[0][self._first(ins) :]), self.param.num_output)

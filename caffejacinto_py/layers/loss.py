@@ -88,6 +88,8 @@ class SoftmaxWithLoss(Loss):
     foreign memory. Source: BVLC softmax_loss_layer; NVCaffe; caffe-jacinto.
     """
 
+    is_softmax = True
+
     def _axis(self, ndim: int) -> int:
         return self.axis(self.proto.softmax_param.axis, ndim, "softmax_param", "axis")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Shape
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
@@ -225,6 +225,11 @@ class Bias(_Spread):
 
     def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
         return [filled_blob(self, self.small(ins)[1], "filler")] if len(ins) == 1 else []
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        if len(ins) > 1:
+            raise self.fail("integer programs add constants only: the shift must be a blob of the layer", "bottom", 1)
+        return IntegerForm("bias", {"axis": self.small(ins)[0]})
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.norm import Bias as Module

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Layer, Shape
+from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
 from caffejacinto_py.layers.registry import layer
 
 if TYPE_CHECKING:
@@ -124,6 +124,18 @@ class Pooling(Layer):
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         *_, out = self._windows(ins)
         return [(*ins[0][:2], *out)] * self.ntop
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        if self.param.pool == STOCHASTIC:
+            raise self.fail("integer programs have no STOCHASTIC pooling", FIELD, "pool", hint="use AVE or MAX")
+        if self.ntop > 1:
+            raise self.fail("integer programs have no second top of MAX pooling", "top", 1)
+        size, kernel, stride, pad, out = self._windows(ins)
+        for o, h, k, s, p in zip(out, size, kernel, stride, pad, strict=True):
+            if (o - 1) * s - p >= h or k <= p:
+                raise self.fail("the last window is empty: integer programs have no number for it", FIELD, "stride")
+        numbers = {"kernel": kernel, "stride": stride, "pad": pad, "out": out}
+        return IntegerForm("max_pool" if self.param.pool == MAX else "average_pool", numbers)
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import pooling as m

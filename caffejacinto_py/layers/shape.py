@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Layer, Shape
+from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
 
@@ -43,6 +43,9 @@ class Concat(Layer):
                     i,
                 )
         return [(*ins[0][:axis], sum(s[axis] for s in ins), *ins[0][axis + 1 :])]
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        return IntegerForm("concat", {"axis": self._axis(len(ins[0]))})
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.shape import Concat
@@ -106,6 +109,9 @@ class Split(Layer):
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         return [ins[0]] * self.ntop
 
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        return IntegerForm("same")
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.shape import Split
 
@@ -132,6 +138,9 @@ class Flatten(Layer):
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         a, b = self._range(len(ins[0]))
         return [(*ins[0][:a], math.prod(ins[0][a : b + 1]), *ins[0][b + 1 :])]
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        return IntegerForm("reshape")
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.shape import Flatten
@@ -181,6 +190,9 @@ class Reshape(Layer):
             raise self.fail(f"{bottom} has {count} numbers, the new shape {tuple(top)} has {rest}", *at[:2])
         return [tuple(top)]
 
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        return IntegerForm("reshape")
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.shape import Reshape
 
@@ -194,6 +206,7 @@ class Softmax(Layer):
     softmax_param: axis (1). Source: BVLC softmax_layer.
     """
 
+    is_softmax = True
     saves_output = True
 
     def _axis(self, ndim: int) -> int:
