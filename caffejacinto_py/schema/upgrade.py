@@ -12,6 +12,7 @@ from typing import Any
 from caffejacinto_py.errors import PrototxtError
 from caffejacinto_py.schema.pool import pb
 from caffejacinto_py.schema.read import read_text
+from caffejacinto_py.schema.ristretto import ristretto_names
 from caffejacinto_py.schema.scan import Field, Locs
 from caffejacinto_py.schema.text import Document, parse
 from caffejacinto_py.schema.upgrade_v0 import fold_padding, v0_to_v1
@@ -46,7 +47,7 @@ def upgrade_net(message: Any, locs: Locs | None = None) -> list[str]:
     """All upgrades a NetParameter needs, in place. Returns notices for the log; none where nothing was old."""
     locs = Locs() if locs is None else locs
     notices: list[str] = []
-    for step in (fold_padding, v0_to_v1, data_transform, v1_to_v2, input_layer, batch_norm_params):
+    for step in (fold_padding, v0_to_v1, data_transform, v1_to_v2, input_layer, batch_norm_params, ristretto_names):
         notices += step(message, locs)
     return notices
 
