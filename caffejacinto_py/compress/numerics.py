@@ -13,6 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from caffejacinto_py.layers.modules.rounding import half_away, half_even, stochastic, straight_through
+
+__all__ = [
+    "Format",
+    "QParams",
+    "from_integers",
+    "half_away",
+    "half_even",
+    "make_qparams",
+    "per_channel",
+    "simulate",
+    "stochastic",
+    "straight_through",
+    "to_integers",
+]
+
 Number = float | Tensor  # one number for a blob, or a tensor that broadcasts over it (a scale per channel)
 
 
@@ -96,24 +112,6 @@ def per_channel(low: Tensor, high: Tensor, form: Format) -> QParams:
     return replace(first, scale=stack("scale"), offset=stack("offset"), min=low, max=high, shift=0)
 
 
-def half_away(y: Tensor) -> Tensor:
-    """To the nearest integer, halves away from zero (C's round)."""
-    # trunc(y) is exact and |y - trunc(y)| too; adding 0.5 first would round 0.49999997 up
-    whole = y.trunc()
-    return whole + ((y - whole).abs() >= 0.5).to(y.dtype) * y.sign()
-
-
-def half_even(y: Tensor) -> Tensor:
-    """To the nearest integer, halves to even (C's rint)."""
-    return y.round()
-
-
-def stochastic(y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Up or down with probabilities that keep the mean. Draws from `generator`, else from torch's own."""
-    noise = torch.rand(y.shape, dtype=y.dtype, device=y.device, generator=generator)
-    return (y + noise).floor()
-
-
 def to_integers(
     x: Tensor, q: QParams, *, rounding: Any = half_away, clip: bool = True, clip_first: bool = False
 ) -> Tensor:
@@ -135,21 +133,6 @@ def from_integers(n: Tensor, q: QParams) -> Tensor:
 def simulate(x: Tensor, q: QParams, **options: Any) -> Tensor:
     """x with every value replaced by the nearest one that the integers can express; options of `to_integers`."""
     return from_integers(to_integers(x, q, **options), q)
-
-
-def straight_through(x: Tensor, y: Tensor) -> Tensor:
-    """The value of y with the gradient of x: the backward pass does not see the rounding, nor the clipping."""
-    return _StraightThrough.apply(x, y)  # type: ignore[no-any-return]
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        return y.view_as(y)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad, None
 
 
 def _like(value: Number, x: Tensor) -> Number:

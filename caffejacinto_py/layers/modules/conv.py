@@ -46,21 +46,25 @@ class Convolution(nn.Module):
         return tuple(self.one(x) for x in xs)
 
     def one(self, x: Tensor) -> Tensor:
+        return self.compute(x, self.weight, self.bias)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """With these weights instead of its own."""
         if self.plain:
-            return self.apply_op(x, self.weight)
+            return self.apply_op(x, weight, bias)
         flat = x.reshape(-1, *x.shape[self.lead :])
         y = (
-            self.apply_op(flat.unsqueeze(-1), self.weight.unsqueeze(-1))
+            self.apply_op(flat.unsqueeze(-1), weight.unsqueeze(-1), bias)
             if self.points
-            else self.apply_op(flat, self.weight)
+            else self.apply_op(flat, weight, bias)
         )
         y = y.squeeze(-1) if self.points else y
         return y.reshape(*x.shape[: self.lead], *y.shape[1:])
 
-    def apply_op(self, x: Tensor, weight: Tensor) -> Tensor:
+    def apply_op(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.transposed:
-            return self.op(x, weight, self.bias, self.stride, self.padding, 0, self.groups, self.dilation)
-        return self.op(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+            return self.op(x, weight, bias, self.stride, self.padding, 0, self.groups, self.dilation)
+        return self.op(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         kind = "transposed, " if self.transposed else ""
@@ -79,10 +83,13 @@ class InnerProduct(nn.Module):
         self.axis, self.transpose = axis, transpose
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.t() if self.transpose else self.weight
+        return self.compute(x, self.weight, self.bias)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """With these weights instead of its own."""
         if x.dim() != self.axis + 1:
             x = x.flatten(self.axis)
-        return F.linear(x, weight, self.bias)
+        return F.linear(x, weight.t() if self.transpose else weight, bias)
 
     def extra_repr(self) -> str:
         return f"weight={tuple(self.weight.shape)}, bias={self.bias is not None}, axis={self.axis}"
