@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from caffejacinto_py.layers.folding import Affine, Folded
+
 Shape = tuple[int, ...]
 
 
@@ -180,6 +182,28 @@ class Layer:
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         """The layer as an operation on integers; None: it has no such form. Raises LayerError where its options have
         none."""
+        return None
+
+    # absorbing (passes/absorb.py): blobs are arrays, `layers/folding.py` has the terms. A layer that could, but not with
+    # these fields or values, raises `folding.Refused` with the reason.
+    def hands_through(self) -> bool:
+        """Whether in phase TEST the top is the bottom itself, so that the layer can be left out."""
+        return False
+
+    def as_affine(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> Affine | None:
+        """What the layer does in phase TEST as x * scale + shift per channel; None: it does something else."""
+        return None
+
+    def neutral(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> list[Any]:
+        """Blobs with which a layer that `as_affine` describes hands its bottom through."""
+        raise NotImplementedError(self.type)
+
+    def fold_output(self, ins: Sequence[Shape], blobs: Sequence[Any], affine: Affine) -> Folded | None:
+        """Blobs with which the layer also does what `affine` does behind it; None: the type has no such blobs."""
+        return None
+
+    def fold_input(self, ins: Sequence[Shape], blobs: Sequence[Any], affine: Affine) -> Folded | None:
+        """Blobs with which the layer also does what `affine` does before it; None: the type has no such blobs."""
         return None
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:

@@ -1,0 +1,181 @@
+"""Sparsity of a net's weights: which layers take part, how zeros are counted, thresholding, masks.
+
+Caffe-jacinto's rules: only plain convolutions count and are masked; of these only those with a kernel above 2 on every
+axis, that are not depthwise and have 32 channels on either side, are thresholded. Other layer types take part where
+`also` names them; then all of this holds for them too (a layer without a kernel passes that rule), per row of blob 0.
+Source: caffe-jacinto 0.17 net.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from caffejacinto_py.compress import threshold
+from caffejacinto_py.compress.threshold import Limits, Thresholds
+from caffejacinto_py.engine.net import Net
+from caffejacinto_py.ir.graph import Graph, Node
+from caffejacinto_py.layers.base import Prunable
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Blob 0 of a layer that takes part.
+
+    label: name or index of the blob, as Caffe's tables show it. kind: "low", "mid" or "high", which fraction applies
+    to it; None: never thresholded. counted: part of the totals (not right before a softmax).
+    """
+
+    name: str
+    label: str
+    sizes: Prunable
+    kind: str | None
+    counted: bool
+    param: Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """One layer of a sparsity table: layer name, zero weights, all weights, name or index of the blob."""
+
+    name: str
+    zeros: int
+    count: int
+    label: str = "0"
+
+    @property
+    def fraction(self) -> float:
+        return self.zeros / self.count if self.count else 0.0
+
+
+class Fractions(NamedTuple):
+    """Wanted share of zeros for the three kinds of layers."""
+
+    low: float
+    mid: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What thresholding did to one weight. before, after: its zeros."""
+
+    weight: Weight
+    found: Thresholds
+    before: int
+    after: int
+
+
+def kind_of(sizes: Prunable) -> str | None:
+    """The class of a weight by its sizes, or None where it is never thresholded."""
+    if (sizes.convolution and not sizes.kernel) or min(sizes.kernel, default=3) <= 2 or sizes.group >= sizes.no:
+        return None
+    if sizes.ni >= 256 and sizes.no >= 512:
+        return "high"
+    if sizes.ni >= 32 and sizes.no >= 32:
+        return "mid"
+    return "low" if sizes.ni >= 32 or sizes.no >= 32 else None
+
+
+def weights(net: Net, *, also: Collection[str] = ()) -> list[Weight]:
+    """The weights that take part, in the net's order. also: further layer types."""
+    graph = net.graph
+    labels = {user: p.name for p in graph.params for user in p.users}
+    readers = graph.readers()
+    found = []
+    for i, node in enumerate(graph.nodes):
+        sizes = prunable(graph, node) if node.name in net.params else None
+        if sizes is None or not (sizes.convolution or node.type in also):
+            continue
+        following = graph.nodes[i + 1] if i + 1 < len(graph.nodes) else None
+        # Caffe looks at the next layer of its list, where a Split follows a layer with several readers
+        split = any(len(readers[v]) > 1 for v in node.outputs)
+        counted = following is None or split or not following.layer.is_softmax
+        label = labels.get((node.name, 0)) or "0"
+        found.append(Weight(node.name, label, sizes, kind_of(sizes), counted, net.params[node.name][0]))
+    return found
+
+
+def prunable(graph: Graph, node: Node) -> Prunable | None:
+    """The sizes of a node's weight, None where it has none that can be masked."""
+    return node.layer.prunable([graph.shapes[v] for v in node.inputs])  # type: ignore[no-any-return]
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+def measure(net: Net, *, also: Collection[str] = ()) -> list[Row]:
+    """Exact zeros of every counted weight, in the net's order."""
+    return count([w for w in weights(net, also=also) if w.counted])
+
+
+def count(found: Sequence[Weight], tensors: Sequence[Tensor] | None = None) -> list[Row]:
+    """Zeros of the given weights. tensors: look at these instead (masks), one for each."""
+    values = [w.param.detach() for w in found] if tensors is None else tensors
+    if not found:
+        return []
+    alive = torch.stack([v.count_nonzero() for v in values]).tolist()  # one wait for the device
+    return [Row(w.name, v.numel() - n, v.numel(), w.label) for w, v, n in zip(found, values, alive, strict=True)]
+
+
+def total(rows: Iterable[Row]) -> Row:
+    """All rows in one, called "total"."""
+    rows = list(rows)
+    return Row("total", sum(r.zeros for r in rows), sum(r.count for r in rows))
+
+
+def lines(rows: Sequence[Row], *, what: str = "Sparsity") -> list[str]:
+    """The table as caffe-jacinto logs it, trailing blanks included. what: or "ConnectivitySparsity" for masks."""
+    names = {f"{r.name}_param_{r.label}": r for r in rows}
+    body = [f"{name}({names[name].fraction:.3g}) " for name in sorted(names)]
+    end = total(rows)
+    last = f"Total {what} (zero_weights/count) =  ({end.zeros}/{end.count}) {end.fraction:.3g}"
+    return [f"Num Params({len(names)}), {what} (zero_weights/count): ", *body, last]
+
+
+# --- thresholding and masks ------------------------------------------------------------------------------------------
+def prune(
+    found: Sequence[Weight], fractions: Fractions, limits: Limits, *, per_channel: bool = True
+) -> list[Pruned | Weight]:
+    """Set small weights to zero, in place. Returns for each weight what was done, or the weight where nothing is.
+
+    per_channel: every row (output channel) by itself, else one threshold for the whole blob.
+    """
+    select = threshold.per_row if per_channel else threshold.whole
+    done: list[Pruned | Weight] = []
+    for w in found:
+        if w.kind is None:
+            done.append(w)
+            continue
+        values = w.param.detach()
+        before = values.numel() - int(values.count_nonzero())
+        chosen = select(values, getattr(fractions, w.kind), limits)
+        threshold.apply(values, chosen)
+        done.append(Pruned(w, chosen, before, values.numel() - int(values.count_nonzero())))
+    return done
+
+
+def prune_lines(done: Sequence[Pruned | Weight], *, per_channel: bool = True) -> list[str]:
+    """What caffe-jacinto logs while it thresholds."""
+    found = []
+    for one in done:
+        w = one.weight if isinstance(one, Pruned) else one
+        found.append(f"{w.name} ni={w.sizes.ni} no={w.sizes.no}")
+        if not isinstance(one, Pruned):
+            continue
+        share = one.after / w.param.numel()
+        if per_channel:
+            found.append(f"{w.name} ZeroWeightsFraction={share:g}")
+        else:
+            t = one.found
+            numbers = (float(t.largest), float(t.cap), float(t.value), 100 * share)
+            text = "MaxAbsWeight={:g} MaxThreshold={:g} SelectedThreshold={:g} ZeroPercentage={:g}"
+            found.append(f"{w.name} {text.format(*numbers)}")
+    return found
+
+
+def masks(found: Sequence[Weight]) -> list[Tensor]:
+    """0 where a weight is zero, else 1: type, device and memory layout of the weights."""
+    return [(w.param.detach() != 0).to(w.param.dtype) for w in found]
