@@ -161,6 +161,14 @@ class Layer:
         """
         return blobs
 
+    def param_entry(self, i: int, given: int) -> int | None:
+        """Which of the `given` entries of `param` belongs to blob i; None: none does."""
+        return i
+
+    def param_doubt(self, given: int) -> str | None:
+        """What to warn about when a layer has that many `param` entries."""
+        return None
+
     def inplace_inputs(self) -> Sequence[int]:
         """Inputs that the module can overwrite with its output (it then has `inplace` and, unless only 0, `into`)."""
         return (0,) if self.may_inplace else ()
@@ -184,8 +192,8 @@ class Layer:
         none."""
         return None
 
-    # absorbing (passes/absorb.py): blobs are arrays, `layers/folding.py` has the terms. A layer that could, but not with
-    # these fields or values, raises `folding.Refused` with the reason.
+    # absorbing (passes/absorb.py): blobs are arrays, `layers/folding.py` has the terms. A layer that could, but not
+    # with these fields or values, raises `folding.Refused` with the reason.
     def hands_through(self) -> bool:
         """Whether in phase TEST the top is the bottom itself, so that the layer can be left out."""
         return False

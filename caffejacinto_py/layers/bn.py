@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from caffejacinto_py.layers.base import Blob, Layer, Shape
 from caffejacinto_py.layers.fillers import filled_blob
+from caffejacinto_py.layers.folding import Affine, Refused, doubles, normalization
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
 
@@ -98,6 +101,29 @@ class BN(Layer):
         one = pb.FillerParameter(type="constant", value=1)
         fixed = [Blob(b.shape, b.filler, 0.0, 0.0) for b in (scale, shift)]
         return [*fixed, Blob(shape, None, 0.0, 0.0), Blob(shape, one, 0.0, 0.0)]
+
+    def as_affine(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> Affine | None:
+        p = self.param
+        if (self.kind == 2 and p.bn_mode != INFERENCE) or (self.kind == 3 and not p.moving_average):
+            field = "bn_mode: LEARN" if self.kind == 2 else "moving_average: false"
+            raise Refused(f"'{self.name}' normalizes with the batch in phase TEST too ({field})")
+        scale, shift, *running = doubles(blobs)
+        if not running:
+            return Affine(scale, shift)
+        mean, variance = running
+        if p.inverse_std:
+            return Affine(scale * variance, shift - mean * scale * variance)
+        return normalization(mean, variance, self._eps, scale=scale, shift=shift)
+
+    @property
+    def _eps(self) -> float:
+        return float(self.param.var_eps if self.kind == 3 else self.param.eps)
+
+    def neutral(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> list[Any]:
+        new = [np.ones_like(blobs[0]), np.zeros_like(blobs[1])]
+        if len(blobs) == 2:
+            return new
+        return [*new, np.zeros_like(blobs[2]), np.full_like(blobs[3], 1 if self.param.inverse_std else 1 - self._eps)]
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import bn as m

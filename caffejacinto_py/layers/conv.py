@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
 from caffejacinto_py.layers.fillers import filled_blob
+from caffejacinto_py.layers.folding import Affine, Folded, Refused, close_product, open_product
 from caffejacinto_py.layers.registry import layer
 
 if TYPE_CHECKING:
@@ -166,6 +167,41 @@ class _ConvBase(Layer):
         numbers = {"stride": g.stride, "pad": g.pad, "dilation": g.dilation, "group": self.groups(g.channels)}
         return IntegerForm("deconv" if self.transposed else "conv", numbers)
 
+    def _rows(self, g: Geometry) -> tuple[Shape, int, int]:
+        """The weight as (group, .., .., taps), and the axes of its input and output channels there."""
+        group = self.groups(g.channels)
+        inner, outer = g.channels // group, self.param.num_output // group
+        return ((group, inner, outer, -1), 1, 2) if self.transposed else ((group, outer, inner, -1), 2, 1)
+
+    def _folding(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> tuple[Geometry, Any, Any]:
+        """(geometry, weight by `_rows`, bias), float64. Raises Refused."""
+        weight, bias = open_product(self, ins, blobs, bias=self.param.bias_term)
+        g = self.geometry(ins)
+        if len(g.lead) != 1:
+            raise Refused(f"the channels of '{self.name}' are axis {len(g.lead)}, not 1")
+        return g, weight.reshape(self._rows(g)[0]), bias
+
+    def fold_output(self, ins: Sequence[Shape], blobs: Sequence[Any], affine: Affine) -> Folded | None:
+        g, weight, bias = self._folding(ins, blobs)
+        shape, _, axis = self._rows(g)
+        return close_product(weight * _along(affine.scale, shape, axis), bias * affine.scale + affine.shift, blobs)
+
+    def fold_input(self, ins: Sequence[Shape], blobs: Sequence[Any], affine: Affine) -> Folded | None:
+        g, weight, bias = self._folding(ins, blobs)
+        shape, axis, _ = self._rows(g)
+        if affine.shifts:
+            self._check_borders(g)
+            axes = tuple(i for i in (1, 2, 3) if i != 3 - axis)
+            bias = bias + (weight * _along(affine.shift, shape, axis)).sum(axes).reshape(-1)
+        return close_product(weight * _along(affine.scale, shape, axis), bias, blobs)
+
+    def _check_borders(self, g: Geometry) -> None:
+        """A shift of the input is one bias only where all output pixels see equally many input pixels."""
+        if any(g.pad):
+            raise Refused(f"'{self.name}' pads with zeros, which a shift before it would change")
+        if self.transposed and any(n != 1 for n in (*g.kernel, *g.stride)):
+            raise Refused(f"'{self.name}' ({self.type}) lays kernels over each other, so a shift before it is no bias")
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.conv import Convolution as Module
 
@@ -180,6 +216,13 @@ class _ConvBase(Layer):
             lead=len(g.lead),
             transposed=self.transposed,
         )
+
+
+def _along(values: Any, shape: Shape, axis: int) -> Any:
+    """One number per channel, for a weight by `_rows`."""
+    spread = [shape[0], 1, 1, 1]
+    spread[axis] = shape[axis]
+    return values.reshape(spread)
 
 
 @layer("Convolution", v1="CONVOLUTION", field=FIELD, bottoms=(1, None), tops=(1, None))

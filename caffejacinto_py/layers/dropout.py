@@ -42,6 +42,9 @@ class Dropout(Layer):
             raise self.fail("integer programs have Dropout in phase TEST with scale_train only", FIELD, "scale_train")
         return IntegerForm("same")
 
+    def hands_through(self) -> bool:
+        return bool(self.param.scale_train)
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import norm as m
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
 from caffejacinto_py.layers.fillers import filled_blob
+from caffejacinto_py.layers.folding import Affine, Folded, Refused, close_product, open_product
 from caffejacinto_py.layers.registry import layer
 
 if TYPE_CHECKING:
@@ -65,6 +66,28 @@ class InnerProduct(Layer):
         if self.param.normalize:
             raise self.fail("integer programs have no normalize", FIELD, "normalize")
         return IntegerForm("dense", {"axis": self._first(ins), "transpose": bool(self.param.transpose)})
+
+    def _folding(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> tuple[Any, Any]:
+        """(weight as (num_output, K), bias), float64. Raises Refused."""
+        weight, bias = open_product(self, ins, blobs, bias=self.param.bias_term)
+        if self.param.normalize:
+            raise Refused(f"'{self.name}' brings its weights to length 1 in every pass (normalize)")
+        if self._first(ins) != 1:
+            raise Refused(f"'{self.name}' sums over the axes from {self._first(ins)} on, not from 1")
+        return (weight.T if self.param.transpose else weight), bias
+
+    def _folded(self, weight: Any, bias: Any, blobs: Sequence[Any]) -> Folded:
+        return close_product(weight.T if self.param.transpose else weight, bias, blobs)
+
+    def fold_output(self, ins: Sequence[Shape], blobs: Sequence[Any], affine: Affine) -> Folded | None:
+        weight, bias = self._folding(ins, blobs)
+        return self._folded(weight * affine.scale[:, None], bias * affine.scale + affine.shift, blobs)
+
+    def fold_input(self, ins: Sequence[Shape], blobs: Sequence[Any], affine: Affine) -> Folded | None:
+        weight, bias = self._folding(ins, blobs)
+        each = math.prod(ins[0][2:])  # numbers of one channel lie together
+        scale, shift = affine.scale.repeat(each), affine.shift.repeat(each)
+        return self._folded(weight * scale, bias + weight @ shift, blobs)
 
     def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
         return Prunable(False, (), 1, math.prod(ins[0][self._first(ins) :]), self.param.num_output)

@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Shape
 from caffejacinto_py.layers.fillers import filled_blob
+from caffejacinto_py.layers.folding import Affine, Refused, doubles, normalization
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
 
@@ -78,6 +81,36 @@ class BatchNorm(Layer):
         p = self.param
         return bool(p.scale_bias or p.HasField("scale_filler") or p.HasField("bias_filler"))
 
+    @property
+    def _as_binary(self) -> bool:
+        """Whether caffe-jacinto's folding is wanted, with its eps and without a look at the factor."""
+        return self.context.dialect.compat.optimize == "binary"
+
+    @property
+    def _eps(self) -> float:
+        """What is added to the variance."""
+        least = LEAST_EPS if self.context.dialect.batch_norm_ema and not self._as_binary else 0.0
+        return max(float(self.param.eps), least)
+
+    def as_affine(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> Affine | None:
+        p, ema = self.param, self.context.dialect.batch_norm_ema
+        if len(ins[0]) < 2:
+            raise Refused(f"'{self.name}' normalizes a bottom without channels, {ins[0]}")
+        if not ema and p.HasField("use_global_stats") and not p.use_global_stats:
+            raise Refused(f"'{self.name}' normalizes with the batch in phase TEST too (use_global_stats: false)")
+        mean, variance, factor, *affine = doubles(blobs)
+        if not ema and not self._as_binary:  # sums; 0 counts as nothing seen
+            inverse = 0.0 if factor[0] == 0 else 1 / factor[0]
+            mean, variance = mean * inverse, variance * inverse
+        scale, shift = affine or (None, None)
+        return normalization(mean, variance, self._eps, scale=scale, shift=shift)
+
+    def neutral(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> list[Any]:
+        new = [np.zeros_like(blobs[0]), np.full_like(blobs[1], 1 - self._eps), np.array(blobs[2])]
+        if not (self.context.dialect.batch_norm_ema or self._as_binary):
+            new[2] = np.ones_like(new[2])
+        return new if len(blobs) == 3 else [*new, np.ones_like(blobs[3]), np.zeros_like(blobs[4])]
+
     def absorbs_affine(self) -> bool:
         return not (self.affine and self.context.dialect.batch_norm_ema)
 
@@ -132,7 +165,8 @@ class BatchNorm(Layer):
         fits = [b.size == prod(t) for b, t in zip(blobs, targets, strict=False)]
         blobs = [b.reshape(t) if ok else b for b, t, ok in zip(blobs, targets, fits, strict=False)] + blobs[len(fits) :]
         factor = float(blobs[2].reshape(-1)[0]) if len(blobs) > 2 and blobs[2].size else 1.0
-        if ema and factor not in (0.0, 1.0):  # BVLC divides at use, NVCaffe never looks at the factor
+        # BVLC divides at use, NVCaffe never looks at the factor
+        if ema and factor not in (0.0, 1.0) and not self._as_binary:
             blobs = [blobs[0] / factor, blobs[1] / factor, blobs[2] / factor, *blobs[3:]]
         return blobs
 
@@ -173,6 +207,15 @@ class _Spread(Layer):
         self.small(ins)
         return [ins[0]]
 
+    def channels(self, ins: Sequence[Shape]) -> int:
+        """How many channels have a number of their own from the blobs (or share one). Raises folding.Refused."""
+        axis, shape = self.small(ins)
+        if len(ins) > 1:
+            raise Refused(f"bottom 1 of '{self.name}' changes from pass to pass")
+        if len(ins[0]) < 2 or (shape and (axis, len(shape)) != (1, 1)):
+            raise Refused(f"the blobs of '{self.name}' do not lie over axis 1 alone")
+        return ins[0][1]
+
 
 @layer("Scale", field="scale_param", bottoms=(1, 2))
 class Scale(_Spread):
@@ -191,6 +234,14 @@ class Scale(_Spread):
     def is_affine(self, ins: Sequence[Shape]) -> bool:
         axis, shape = self.small(ins)
         return len(ins) == 1 and axis == 1 and len(shape) == 1
+
+    def as_affine(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> Affine | None:
+        channels = self.channels(ins)
+        scale, *shift = doubles(blobs)
+        return Affine(np.full(channels, scale), np.full(channels, shift[0] if shift else 0.0))
+
+    def neutral(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> list[Any]:
+        return [np.ones_like(blobs[0]), *(np.zeros_like(b) for b in blobs[1:])]
 
     def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
         _, shape = self.small(ins)
@@ -222,6 +273,13 @@ class Bias(_Spread):
     quantizes = "plain"
 
     may_inplace = True
+
+    def as_affine(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> Affine | None:
+        channels = self.channels(ins)
+        return Affine(np.ones(channels), np.full(channels, doubles(blobs)[0]))
+
+    def neutral(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> list[Any]:
+        return [np.zeros_like(blobs[0])]
 
     def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
         return [filled_blob(self, self.small(ins)[1], "filler")] if len(ins) == 1 else []
