@@ -46,7 +46,8 @@ def collect(graph: Graph) -> Graph:
                     field=("param", len(blobs)),
                 )
             for i, blob in enumerate(blobs):
-                spec = node.specs[i] if i < len(node.specs) else Spec()
+                entry = node.layer.param_entry(i, len(node.specs))
+                spec = node.specs[entry] if entry is not None and entry < len(node.specs) else Spec()
                 if spec.name and spec.name in owners:
                     _join(owners[spec.name], node, i, blob, spec)
                     continue
@@ -63,8 +64,13 @@ def collect(graph: Graph) -> Graph:
 
 
 def _warn(graph: Graph) -> None:
-    """Say which fields of `param` are read but do nothing: the group lasso of wenwei202's SSL."""
+    """Say what is doubtful about `param`, and which of its fields are read but do nothing: the group lasso of
+    wenwei202's SSL."""
     for node in graph.nodes:
+        doubt = node.layer.param_doubt(len(node.specs))
+        if doubt:
+            place = graph.where(node, "param", 0)
+            log.warning("%slayer '%s': %s", f"{place}: " if place else "", node.name, doubt)
         for i, spec in enumerate(node.layer.proto.param):
             for field in (f.name for f, _ in spec.ListFields() if f.name in GROUP_LASSO):
                 place = graph.where(node, "param", i, field)
