@@ -10,23 +10,28 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from caffejacinto_py.layers.modules.rounding import half_away, half_even, stochastic, straight_through
+from caffejacinto_py.schema import pb
 
 __all__ = [
     "Format",
     "QParams",
     "from_integers",
+    "from_message",
     "half_away",
     "half_even",
     "make_qparams",
+    "over_axis",
     "per_channel",
     "simulate",
     "stochastic",
     "straight_through",
     "to_integers",
+    "to_message",
 ]
 
 Number = float | Tensor  # one number for a blob, or a tensor that broadcasts over it (a scale per channel)
@@ -62,6 +67,11 @@ class QParams:
     quantize: bool = False
 
     @property
+    def channels(self) -> int:
+        """How many channels have a scale of their own; 0: one scale for the blob."""
+        return self.scale.numel() if isinstance(self.scale, Tensor) else 0
+
+    @property
     def limits(self) -> tuple[int, int]:
         """Smallest and largest integer."""
         if self.unsigned:
@@ -73,10 +83,13 @@ def make_qparams(low: float, high: float, form: Format, *, applied: float = 1.0,
     """The qparams of a range. applied: the blob's scale_applied, 1 in a plain net.
 
     sound: an empty range gets scale 1, and the offset is rounded, so that zero is represented exactly (zero is
-    taken into the range first). Not sound: as the binary computes, infinite scales included.
+    taken into the range first); all numbers are what float32 can hold, so that a message keeps them. Not sound: as the
+    binary computes, infinite scales included.
     """
-    if sound and form.offset:
-        low, high = min(low, 0.0), max(high, 0.0)
+    if sound:
+        low, high = _float32(low), _float32(high)
+        if form.offset:
+            low, high = min(low, 0.0), max(high, 0.0)
     magnitude, extent = max(abs(low), abs(high)) * applied, abs(high - low) * applied
     positive = low >= 0
     unsigned = positive or form.offset
@@ -91,19 +104,33 @@ def make_qparams(low: float, high: float, form: Format, *, applied: float = 1.0,
         top = 2**form.bits - 1 if unsigned else 2 ** (form.bits - 1) - 1
         relative = top / reach if reach > 0 else (1.0 if sound else math.inf)
     scale = relative * applied
-    offset = -low * scale if form.offset else 0.0
     if sound:
-        offset = float(round(offset))
+        scale = _float32(scale)
+        if not 0 < scale < math.inf:  # a range too small for float32 is as good as empty
+            scale, shift = 1.0, 0
+        return QParams(form.bits, scale, _zero_point(low, scale, form), applied, unsigned, positive, shift, low, high)
+    offset = -low * scale if form.offset else 0.0
     return QParams(form.bits, scale, offset, applied, unsigned, positive, shift, low, high)
+
+
+def _zero_point(low: float, scale: float, form: Format) -> float:
+    """The integer that stands for zero."""
+    return float(min(max(round(-low * scale), 0), 2**form.bits - 1)) if form.offset else 0.0
+
+
+def _float32(value: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def per_channel(low: Tensor, high: Tensor, form: Format) -> QParams:
     """Sound qparams with one scale per channel. low, high: broadcastable over the blob, e.g. (out, 1, 1, 1)."""
-    rows = [make_qparams(float(a), float(b), form) for a, b in zip(low.flatten(), high.flatten(), strict=True)]
+    rows = [make_qparams(a, b, form) for a, b in zip(low.flatten().tolist(), high.flatten().tolist(), strict=True)]
     # one kind of integer for the whole blob: signed as soon as one channel has negative values
     if not form.offset and any(not r.unsigned for r in rows):
         reach = [max(abs(float(r.min)), abs(float(r.max))) for r in rows]
-        rows = [make_qparams(-a, a, form) for a in reach]
+        rows = [make_qparams(-a if a else -0.0, a, form) for a in reach]
+        rows = [replace(r, unsigned=False, positive=False) for r in rows]
 
     def stack(name: str) -> Tensor:
         return torch.tensor([getattr(r, name) for r in rows], dtype=torch.float64).reshape(low.shape)
@@ -112,28 +139,96 @@ def per_channel(low: Tensor, high: Tensor, form: Format) -> QParams:
     return replace(first, scale=stack("scale"), offset=stack("offset"), min=low, max=high, shift=0)
 
 
+def over_axis(q: QParams, ndim: int, axis: int) -> QParams:
+    """Per-channel qparams shaped to broadcast over a blob of `ndim` axes whose channels are on `axis`; others as they
+    are."""
+    if not q.channels:
+        return q
+    shape = [q.channels if i == axis else 1 for i in range(ndim)]
+
+    def spread(value: Number) -> Number:
+        return value.reshape(shape) if isinstance(value, Tensor) and value.numel() == q.channels else value
+
+    return replace(q, scale=spread(q.scale), offset=spread(q.offset), min=spread(q.min), max=spread(q.max))
+
+
+# --- the operator ----------------------------------------------------------------------------------------------------
+@torch.no_grad()
 def to_integers(
     x: Tensor, q: QParams, *, rounding: Any = half_away, clip: bool = True, clip_first: bool = False
 ) -> Tensor:
     """The integers of x, as floats. rounding: a function such as half_away. clip_first: clip before rounding (the CPU
     binary)."""
-    y = x * _like(q.scale, x) + _like(q.offset, x)
+    y = x * _like(q.scale, x)
+    if isinstance(q.offset, Tensor) or q.offset:
+        y += _like(q.offset, x)
+    if not clip:
+        return rounding(y)  # type: ignore[no-any-return]
     low, high = q.limits
-    if clip and clip_first:
-        return rounding(y.clamp(low, high))
-    y = rounding(y)
-    return y.clamp(low, high) if clip else y
+    if clip_first:
+        return rounding(y.clamp_(low, high))  # type: ignore[no-any-return]
+    return rounding(y).clamp_(low, high)  # type: ignore[no-any-return]
 
 
+@torch.no_grad()
 def from_integers(n: Tensor, q: QParams) -> Tensor:
     """The reals that integers stand for."""
-    return (n - _like(q.offset, n)) / _like(q.scale, n)
+    if isinstance(q.offset, Tensor) or q.offset:
+        return (n - _like(q.offset, n)).div_(_like(q.scale, n))
+    return n / _like(q.scale, n)
 
 
 def simulate(x: Tensor, q: QParams, **options: Any) -> Tensor:
-    """x with every value replaced by the nearest one that the integers can express; options of `to_integers`."""
+    """x with every value replaced by the nearest one that the integers can express; options of `to_integers`. Without
+    gradient, see `straight_through`."""
     return from_integers(to_integers(x, q, **options), q)
 
 
 def _like(value: Number, x: Tensor) -> Number:
     return value.to(x.device, x.dtype) if isinstance(value, Tensor) else value
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+def to_message(q: QParams) -> Any:
+    """A QuantizationParameter.QParams message. With a scale per channel, scale_target and offset hold what the blob as
+    a whole would get; min and max are always of the whole blob."""
+    m = pb.QuantizationParameter.QParams(
+        bitwidth=q.bits, fracbits=0, unsigned_data=q.positive, unsigned_quant=q.unsigned, shiftbits=q.shift
+    )
+    if q.quantize:
+        m.quantize = True
+    if q.applied != 1:
+        m.scale_applied = q.applied
+    low, high = _edge(q.min, min), _edge(q.max, max)
+    m.min, m.max = low, high
+    if isinstance(q.scale, Tensor):
+        # the whole blob with the coarsest of the scales
+        m.channel_scale[:] = q.scale.flatten().tolist()
+        m.scale_target = float(q.scale.min())
+        if isinstance(q.offset, Tensor) and bool((q.offset != 0).any()):
+            m.channel_offset[:] = q.offset.flatten().tolist()
+            m.offset = float(round(-min(low, 0.0) * m.scale_target))
+        else:
+            m.offset = 0.0
+    else:
+        m.scale_target, m.offset = q.scale, float(q.offset)
+    return m
+
+
+def from_message(message: Any) -> QParams:
+    """The QParams of a message. Scales per channel are float64 tensors of one axis: see `over_axis`. A message of
+    caffe-jacinto 0.16 has `scale`, which is scale_target."""
+    old = message.HasField("scale") and not message.HasField("scale_target")
+    scale: Number = message.scale if old else message.scale_target
+    offset: Number = message.offset
+    if message.channel_scale:
+        scale = torch.tensor(list(message.channel_scale), dtype=torch.float64)
+        offset = torch.tensor(list(message.channel_offset) or [0.0] * len(scale), dtype=torch.float64)
+    return QParams(
+        message.bitwidth, scale, offset, message.scale_applied, message.unsigned_quant, message.unsigned_data,
+        message.shiftbits, message.min, message.max, message.quantize,
+    )  # fmt: skip
+
+
+def _edge(value: Number, choose: Any) -> float:
+    return float(choose(value.flatten().tolist())) if isinstance(value, Tensor) else value
