@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from caffejacinto_py.ir.graph import Node
 
 if TYPE_CHECKING:
     from caffejacinto_py.engine.net import Net
+
+Module = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 class Hook:
@@ -22,12 +26,26 @@ class Hook:
     def begin(self, net: Net) -> None:
         """Before the first layer of a pass, after the inputs are in place."""
 
+    def module(self, node: Node, module: Module) -> Module:
+        """Before each layer that computes: what is called in place of its module."""
+        return module
+
     def tops(self, node: Node, outs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """After each layer, sources included: its tops. What is returned takes their place."""
         return outs
 
     def end(self, net: Net) -> None:
         """After the last layer of a pass."""
+
+    def saving(self, net: Net, model: Any) -> None:
+        """When the net becomes a ModelFile: add to it what belongs into a weights file."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a resumed training needs beside the weights."""
+        return {}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Go on from a `state`. Raises KeyError or ValueError for one of another net."""
 
 
 class Hooks(Hook):
@@ -40,6 +58,11 @@ class Hooks(Hook):
         for hook in self.hooks:
             hook.begin(net)
 
+    def module(self, node: Node, module: Module) -> Module:
+        for hook in self.hooks:
+            module = hook.module(node, module)
+        return module
+
     def tops(self, node: Node, outs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         for hook in self.hooks:
             outs = hook.tops(node, outs)
@@ -48,3 +71,14 @@ class Hooks(Hook):
     def end(self, net: Net) -> None:
         for hook in self.hooks:
             hook.end(net)
+
+    def saving(self, net: Net, model: Any) -> None:
+        for hook in self.hooks:
+            hook.saving(net, model)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {f"{i}/{key}": value for i, hook in enumerate(self.hooks) for key, value in hook.state().items()}
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for i, hook in enumerate(self.hooks):
+            hook.load_state({k.removeprefix(f"{i}/"): v for k, v in arrays.items() if k.startswith(f"{i}/")})

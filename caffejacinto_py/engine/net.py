@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from caffejacinto_py.engine import size, weights
-from caffejacinto_py.engine.hooks import Hook
+from caffejacinto_py.engine.hooks import Hook, Module
 from caffejacinto_py.engine.layout import Layout, choose
 from caffejacinto_py.engine.params import Learnable, make_module, make_params
 from caffejacinto_py.engine.plan import Plan, Step, plan
@@ -135,7 +135,7 @@ class Net(nn.Module):
             args = [slots[i] for i in step.ins]
             if affine is not None:
                 args += affine.affine()
-            outs = _call(step, module, args)
+            outs = _call(step, module if hook is None else hook.module(step.node, module), args)
             if hook is not None:
                 outs = hook.tops(step.node, outs)
             for slot, out in zip(step.outs, outs, strict=True):
@@ -165,20 +165,31 @@ class Net(nn.Module):
 
         `blobs` maps blob names to tensors; it must hold what the range reads and is updated as the layers run, as
         Caffe's blobs
-        are. For debugging, timing and pycaffe; `forward` is the fast road.
+        are. A pass for the hook begins with the first layer and ends with the last. For debugging; `forward` is the
+        fast road.
         """
         names = [s.node.name for s in self.plan.steps]
         sources = {s.node.name for s in self.sources}
         first, last = self._index(start, names, sources, 0), self._index(end, names, sources, len(names) - 1)
+        hook = self._hook or Hook()
+        if first == 0:
+            hook.begin(self)
+            for source in self.sources if self._hook is not None else ():
+                outs = hook.tops(source.node, tuple(blobs[top] for top in source.tops))
+                blobs.update(zip(source.tops, outs, strict=True))
         for step, module in zip(self.plan.steps[first : last + 1], self.layers[first : last + 1], strict=True):
             for v in step.node.inputs:
                 if v.name not in blobs:
                     raise UsageError(f"layer '{step.node.name}' reads blob '{v.name}', which has no value yet")
             with _intact(module):
-                outs = _call(step, module, [blobs[v.name] for v in step.node.inputs])
+                called = hook.module(step.node, module)
+                outs = _call(step, called, [blobs[v.name] for v in step.node.inputs])
+            outs = hook.tops(step.node, outs)
             for v, out in zip(step.node.outputs, outs, strict=True):
                 blobs[v.name] = out
             yield step.node, outs
+        if last == len(names) - 1:
+            hook.end(self)
 
     @staticmethod
     def _index(name: str | None, names: list[str], sources: set[str], default: int) -> int:
@@ -223,7 +234,7 @@ def _intact(module: Any) -> Iterator[None]:
             module.inplace = True
 
 
-def _call(step: Step, module: nn.Module, args: list[Any]) -> tuple[Tensor, ...]:
+def _call(step: Step, module: Module, args: list[Any]) -> tuple[Tensor, ...]:
     if step.backward:
         for i in step.cut:
             if args[i].requires_grad:

@@ -106,7 +106,10 @@ def model(net: Net, *, diffs: bool = False) -> ModelFile:
                 shared=[i for i in range(len(params)) if (node.name, i) in borrowed],
             )
         )
-    return ModelFile(name=net.graph.name, layers=entries)
+    made = ModelFile(name=net.graph.name, layers=entries)
+    if net.hook is not None:
+        net.hook.saving(net, made)
+    return made
 
 
 def _array(tensor: torch.Tensor, *, zero: bool = False) -> np.ndarray:

@@ -23,6 +23,7 @@ def first_bad(net: Net, batch: Mapping[str, Tensor]) -> str:
     for top, value in blobs.items():
         if not _finite(value):
             return f"the first bad blob is the input '{top}': {_count(value)}"
+    net.hook = None  # the bad values are there without it
     with torch.no_grad():
         for node, outs in net.run(blobs):
             whose = f"of layer '{node.name}' ({node.type})"
