@@ -35,6 +35,7 @@ class Dialect:
     lr_floor: bool = True  # 0.17: max(., min_lr) for every policy
     weight_decay_power: float = 1.0  # default of the "poly" weight decay policy (jacinto: 0.5)
     delta_floor: bool = False  # NV: Adam, AdaGrad, ... never use a delta below 1e-4 or 1e-3
+    sparsity_counts_first: bool = False  # 0.16: thresholding at N follows N updates; 0.17: N + 1
     ignore_shape_mismatch: bool = False  # jacinto: blobs of other shapes are copied flat or skipped when weights load
     compat: Compat = field(default_factory=Compat)  # deviations from the binaries that the user switched off
     reason: str = field(default="", compare=False)  # why this dialect, for the log
@@ -63,7 +64,8 @@ DIALECTS: dict[str, Dialect] = {
         Dialect(**{**_NV.__dict__, "name": "jacinto", "weight_decay_power": 0.5, "elu_lambda_both": False,
                    "ignore_shape_mismatch": True}),
         Dialect(**{**_NV.__dict__, "name": "jacinto-0.16", "rampup_quadratic": False, "lr_floor": False,
-                   "test_initialization": True, "elu_lambda_both": False, "ignore_shape_mismatch": True}),
+                   "test_initialization": True, "elu_lambda_both": False, "ignore_shape_mismatch": True,
+                   "sparsity_counts_first": True}),
         Dialect("ssd", **_OLD),  # type: ignore[arg-type]
         Dialect("adaption", **_OLD),  # type: ignore[arg-type]
         Dialect("ristretto"),

@@ -26,6 +26,7 @@ from caffejacinto_py.solver.progress import Clock, Losses
 from caffejacinto_py.solver.resume import Resumable
 from caffejacinto_py.solver.signals import Signals
 from caffejacinto_py.solver.snapshot import remove_leftovers
+from caffejacinto_py.solver.sparse import Sparse
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 20  # iterations between looks at the loss on a GPU, where each look waits for the device
@@ -102,6 +103,7 @@ class Solver(Resumable):
         names = build.split_names(weights) or build.split_names(list(param.weights))
         build.load_weights([self.net, *self.test_nets], names, tolerant=self.tolerant)
         self.rule = rules.make(self.net.learnable, param, larc=param.larc, floor=self.dialect.delta_floor)
+        self.sparse = Sparse(self.net, param, self.where, self.dialect)
         self.iter = 0
         self.current_step = 0
         self.losses = Losses(param.average_loss)
@@ -161,6 +163,8 @@ class Solver(Resumable):
             self.check_snapshots()
         if param.snapshot_prefix:
             remove_leftovers(param.snapshot_prefix)
+        if resume is None:
+            self.sparse.begin()
         log.info("Solving %s", self.net.graph.name)
         log.info("Learning Rate Policy: %s", param.lr_policy)
         self.stopped = False
@@ -173,6 +177,8 @@ class Solver(Resumable):
             try:
                 self.metrics.check()
                 self.step(param.max_iter - self.iter)
+                if not self.stopped:
+                    self.sparse.after_training(self.iter)
                 if param.snapshot_after_train and not self._snapshot_due(self.iter):
                     self.snapshot()
                 self._finish()
@@ -184,6 +190,7 @@ class Solver(Resumable):
         """Run n iterations, or fewer when a signal stops them."""
         param, stop_at = self.param, self.iter + n
         self._start_window()
+        self.sparse.begin()
         self.clock.start()
         while self.iter < stop_at:
             self.clear_grads()
@@ -201,6 +208,7 @@ class Solver(Resumable):
             for call in self.callbacks:
                 call.on_gradients_ready()
             self.apply_update(display=display)
+            self.sparse.after_update(self.iter)
             self.iter += 1
             self.clock.count(self.feed.batch * param.iter_size)
             request = self.signals.poll()

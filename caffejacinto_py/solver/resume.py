@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from caffejacinto_py.solver.metrics import Metrics
     from caffejacinto_py.solver.progress import Clock, Losses
     from caffejacinto_py.solver.rules import Rule
+    from caffejacinto_py.solver.sparse import Sparse
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Resumable:
     feed: Feed
     test_feeds: list[Feed]
     rule: Rule
+    sparse: Sparse
     iter: int
     current_step: int
     seed: int
@@ -83,7 +85,8 @@ class Resumable:
             arrays["rng/cuda"] = torch.cuda.get_rng_state(self.device).numpy()
         for name, buffer in self.net.named_buffers():
             arrays[f"buffer/{name}"] = buffer.detach().cpu().numpy()
-        return Extra(meta, arrays)
+        numbers, masks = self.sparse.state()
+        return Extra({**meta, **numbers}, {**arrays, **masks})
 
     # --- restoring ---------------------------------------------------------------------------------------------------
     def restore(self, path: str | os.PathLike[str]) -> None:
@@ -105,6 +108,7 @@ class Resumable:
         self.metrics.append = True
         if extra is None:
             self._restored = False
+            self.sparse.replay(self.iter)
             self.feed.rewind()
             for feed in self.test_feeds:
                 feed.rewind()
@@ -126,6 +130,7 @@ class Resumable:
         meta, arrays = extra.meta, extra.arrays
         try:
             seed, tests = int(meta["seed"]), meta["tests"]
+            self.sparse.restore(meta, arrays)
             self._restore_random(meta, arrays)
             for feed, positions in zip([self.feed, *self.test_feeds], [meta["train"], *tests]):
                 feed.seed = seed

@@ -17,18 +17,18 @@ log = logging.getLogger(__name__)
 WITHOUT_EFFECT = {
     "plateau_winsize": "lr_policy 'plateau' is not supported",
     "snapshot_log": "caffe-jacinto stopped reading it in 0.16; metrics.jsonl has the log",
-    "sparsity_itr_increment_bfr_applying": "caffe-jacinto 0.17 does not read it",
     "test_and_snapshot_last_epochs": "this version tests and snapshots by iterations only",
     "larc_turbo": "it chooses between CUDA kernels of NVCaffe",
     "max_weight_decay": "the formula of NVCaffe's weight decay here has no upper bound",
     "layer_wise_reduce": "gradients are reduced while backward runs, whatever it says",
     "store_blobs_in_old_format": "weights are written in the form that every Caffe reads",
     "eval_type": "the outputs of the test net decide",
-    "sparse_mode": "this version does not train sparse nets: weights at zero will move",
     "solver_data_type": "weights and history are kept in float32",
     "engine": "it chooses between Intel Caffe's kernels",
     "estimate": "the Iteration line shows the speed",
 }
+NOT_NEGATIVE = ("display_sparsity", "sparsity_start_iter", "sparsity_start_factor", "sparsity_step_factor",
+                "sparsity_threshold_maxratio", "sparsity_threshold_value_max")  # fmt: skip
 
 
 def check(param: Any, where: Where, dialect: Dialect) -> None:
@@ -54,12 +54,15 @@ def check(param: Any, where: Where, dialect: Dialect) -> None:
     if param.disabled_update:
         text = "disabled_update (Intel Caffe) trains without changing the weights; this version always updates"
         errors.append(_wrong(where, "disabled_update", text, "remove it, or use the time command to measure speed"))
-    for field in ("iter_size", "average_loss"):
+    for field in ("iter_size", "average_loss", "sparsity_step_iter"):
         if getattr(param, field) < 1:
             errors.append(_wrong(where, field, f"{field} must be at least 1, not {getattr(param, field)}"))
-    for field in ("display", "test_interval", "snapshot", "max_iter"):
-        if getattr(param, field) < 0:
-            errors.append(_wrong(where, field, f"{field} cannot be negative: {getattr(param, field)}"))
+    for field in ("display", "test_interval", "snapshot", "max_iter", *NOT_NEGATIVE):
+        if not getattr(param, field) >= 0:
+            errors.append(_wrong(where, field, f"{field} cannot be negative: {getattr(param, field):g}"))
+    if not 0 <= param.sparsity_target < 1:
+        text = f"sparsity_target must be in [0, 1), not {param.sparsity_target:g}"
+        errors.append(_wrong(where, "sparsity_target", text, "the fraction of all weights that shall be zero: 0.8"))
     if param.type in ("AdaGrad", "RMSProp") and param.momentum:
         errors.append(_wrong(where, "momentum", f"{param.type} has no momentum: remove it or choose another type"))
     if param.type == "RMSProp" and not 0 <= param.rms_decay < 1:
@@ -84,6 +87,10 @@ def _warn(param: Any, where: Where, dialect: Dialect) -> None:
         found["test_initialization"] = f"{dialect.name} tests one batch before iteration 0, whatever it says"
     if _set(param, "min_lr") and param.lr_policy != "poly" and not dialect.lr_floor:
         found["min_lr"] = f"in {dialect.name} only lr_policy 'poly' looks at it"
+    if not param.sparse_mode and _set(param, "sparsity_target"):
+        found["sparsity_target"] = "sparse_mode is not set; add: sparse_mode: SPARSE_UPDATE"
+    if _set(param, "sparsity_itr_increment_bfr_applying") and dialect.compat.sparsity == "0.17":
+        found["sparsity_itr_increment_bfr_applying"] = "caffe-jacinto 0.17, which compat asks for, does not read it"
     for field, why in found.items():
         place = where(field)
         log.warning("%s'%s' has no effect: %s", f"{place}: " if place else "", field, why)
