@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
+from caffejacinto_py.layers.dual import masters
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.folding import Affine, Folded, Refused, close_product, open_product
 from caffejacinto_py.layers.registry import layer
@@ -155,6 +156,15 @@ class _ConvBase(Layer):
             [weight, filled_blob(self, (self.param.num_output,), "bias_filler")] if self.param.bias_term else [weight]
         )
 
+    def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
+        """Of ADaPTION's low-precision layers the full-precision blobs."""
+        return masters(blobs, targets)
+
+    def output_axis(self, ins: Sequence[Shape]) -> int | None:
+        if not self.transposed:
+            return 0
+        return 1 if self.groups(self.geometry(ins).channels) == 1 else None
+
     def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
         g = self.geometry(ins)
         group = self.groups(g.channels)
@@ -197,10 +207,10 @@ class _ConvBase(Layer):
 
     def _check_borders(self, g: Geometry) -> None:
         """A shift of the input is one bias only where all output pixels see equally many input pixels."""
-        if any(g.pad):
-            raise Refused(f"'{self.name}' pads with zeros, which a shift before it would change")
         if self.transposed and any(n != 1 for n in (*g.kernel, *g.stride)):
             raise Refused(f"'{self.name}' ({self.type}) lays kernels over each other, so a shift before it is no bias")
+        if any(g.pad):
+            raise Refused(f"'{self.name}' pads with zeros, which a shift before it would change")
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.conv import Convolution as Module
