@@ -72,7 +72,7 @@ def _match(
     for i, (param, array) in enumerate(zip(params, arrays, strict=False)):
         if array is None:
             continue
-        legacy = i < len(entry.legacy) and entry.legacy[i]
+        legacy = i < len(entry.legacy) and entry.legacy[i] and array.ndim == 4  # adapt may have reshaped
         if not shapes_match(array.shape, legacy, targets[i]):
             text = f"{model.path}: layer '{entry.name}', blob {i}: shape {array.shape} in the file, "
             text += f"{targets[i]} in the net"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
+from caffejacinto_py.layers.dual import masters
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.folding import Affine, Folded, Refused, close_product, open_product
 from caffejacinto_py.layers.registry import layer
@@ -88,6 +89,13 @@ class InnerProduct(Layer):
         each = math.prod(ins[0][2:])  # numbers of one channel lie together
         scale, shift = affine.scale.repeat(each), affine.shift.repeat(each)
         return self._folded(weight * scale, bias + weight @ shift, blobs)
+
+    def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
+        """Of ADaPTION's low-precision layers the full-precision blobs."""
+        return masters(blobs, targets)
+
+    def output_axis(self, ins: Sequence[Shape]) -> int | None:
+        return 1 if self.param.transpose else 0
 
     def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
         return Prunable(False, (), 1, math.prod(ins[0][self._first(ins) :]), self.param.num_output)

@@ -151,7 +151,9 @@ class LPInnerProduct(conv.InnerProduct, _Shadow):
         used = self.shadow.detach()
         if self.transpose:
             weight, used = weight.t(), used.t()
-        return _Multiply.apply(x, weight, bias, used, _detached(added))  # type: ignore[no-any-return]
+        flat = x.reshape(-1, x.shape[-1])
+        y: Tensor = _Multiply.apply(flat, weight, bias, used, _detached(added))
+        return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 class _Convolve(torch.autograd.Function):
@@ -187,7 +189,7 @@ class _Convolve(torch.autograd.Function):
 
 
 class _Multiply(torch.autograd.Function):
-    """As `_Convolve`, for y = x W^T + b."""
+    """As `_Convolve`, for y = x W^T + b with two axes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, used: Tensor, added: Tensor | None) -> Tensor:
@@ -198,10 +200,9 @@ class _Multiply(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
         dx = grad @ weight if ctx.needs_input_grad[0] else None
-        dw = flat.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
-        db = flat.sum(0) if ctx.needs_input_grad[2] else None
+        dw = grad.t() @ x if ctx.needs_input_grad[1] else None
+        db = grad.sum(0) if ctx.needs_input_grad[2] else None
         return dx, dw, db, None, None
 
 
