@@ -183,6 +183,14 @@ class Layer:
         """Whether the layer is x * scale + shift per channel with its own blobs; its module then has `affine()`."""
         return False
 
+    def keeps_memory(self) -> bool:
+        """Whether C++ (NVCaffe's family) has the tops in the memory of bottom 0."""
+        return False
+
+    def output_axis(self, ins: Sequence[Shape]) -> int | None:
+        """The axis of blob 0 that counts output channels, for scales per channel; None: there is none."""
+        return None
+
     def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
         """Whether blob 0 is a weight that sparsity may mask, and its sizes."""
         return None

@@ -43,6 +43,9 @@ class Eltwise(Layer):
             raise self.fail(f"{n} coeff for {len(ins)} bottoms: give none or one a bottom", "eltwise_param", "coeff", 0)
         return [ins[0]]
 
+    def keeps_memory(self) -> bool:
+        return 0 in self.inplace_inputs() and len(self.inplace_inputs()) == len(self.proto.bottom)
+
     def inplace_inputs(self) -> Sequence[int]:
         if self.param.operation != pb.EltwiseParameter.SUM:
             return ()

@@ -106,6 +106,9 @@ class Split(Layer):
 
     is_view = True
 
+    def keeps_memory(self) -> bool:
+        return True
+
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         return [ins[0]] * self.ntop
 
@@ -127,6 +130,9 @@ class Flatten(Layer):
     """
 
     is_view = forbids_inplace = True
+
+    def keeps_memory(self) -> bool:
+        return True
 
     def _range(self, ndim: int) -> tuple[int, int]:
         start = self.axis(self.param.axis, ndim, "flatten_param", "axis")
@@ -158,6 +164,9 @@ class Reshape(Layer):
     """
 
     is_view = forbids_inplace = True
+
+    def keeps_memory(self) -> bool:
+        return True
 
     def _span(self, ndim: int) -> tuple[int, int]:
         axis, num = self.param.axis, self.param.num_axes
