@@ -11,7 +11,7 @@ the 61 M parameters of AlexNet, 2 cores, ms per update: SGD 38 against 73, Adam 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from caffejacinto_py.engine.params import Learnable
 from caffejacinto_py.errors import WeightsError
+
+PIECE = 1 << 18  # numbers; measured on 2.4 M parameters: 2^17 to 2^19 are equally fast, 2^16 and 2^20 slower
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Rule:
     """Base of the update rules: grouping, scaling, regularisation, history in and out. Subclasses define `update`."""
 
     slots: ClassVar[int] = 1  # tensors of history per parameter
+    elementwise = True  # a part of a parameter can be updated without the rest of it
 
     def __init__(self, learnable: Sequence[Learnable], regularisation: Regularisation | None = None) -> None:
         self.learnable = list(learnable)
@@ -93,12 +96,18 @@ class Rule:
         for group, g in zip(self.groups, grads):
             decay = rates.weight_decay * group.decay_mult
             if self.regularisation.l1 and decay:
-                if scale is not None:
-                    torch._foreach_div_(g, scale)
-                torch._foreach_add_(g, torch._foreach_sign(group.params), alpha=decay)
-                self.update(group, g, rates, 0.0, None)
+                self._step_l1(group, g, rates, decay, scale)
             else:
                 self.update(group, g, rates, decay, scale)
+
+    def _step_l1(self, group: Group, grads: list[Tensor], rates: Rates, decay: float, scale: Tensor | None) -> None:
+        """g' = g / scale + decay * sign(w), then the rule; on a CPU piece by piece, while the piece is in its cache."""
+        whole = not self.elementwise or grads[0].device.type != "cpu"
+        for part, g in [(group, grads)] if whole else _pieces(group, grads):
+            if scale is not None:
+                torch._foreach_div_(g, scale)
+            torch._foreach_add_(g, torch._foreach_sign(part.params), alpha=decay)
+            self.update(part, g, rates, 0.0, None)
 
     def update(self, group: Group, grads: list[Tensor], rates: Rates, decay: float, scale: Tensor | None) -> None:
         """Apply the rule to one group. grads are divided by `scale` first; decay: L2, still to be added."""
@@ -157,6 +166,38 @@ class Rule:
                 raise WeightsError(f"{text}, the net needs {shape}", hint=hint)
 
 
+def _pieces(group: Group, grads: list[Tensor]) -> Iterator[tuple[Group, list[Tensor]]]:
+    """A group in parts of about PIECE numbers: several small parameters together, large ones in slices. All views."""
+    rows: list[tuple[Tensor, ...]] = []
+    size = 0
+    for i, param in enumerate(group.params):
+        columns = [param.detach(), grads[i], *(slot[i] for slot in group.history)]
+        if param.numel() > PIECE and _dense(param):
+            # parameter, gradient and history have equal strides: slices of their memory belong together
+            slices = list(zip(*(t.as_strided((t.numel(),), (1,)).split(PIECE) for t in columns), strict=True))
+        else:
+            slices = [tuple(columns)]
+        for row in slices:
+            if rows and size + row[0].numel() > PIECE:
+                yield _part(group, rows)
+                rows, size = [], 0
+            rows.append(row)
+            size += row[0].numel()
+    if rows:
+        yield _part(group, rows)
+
+
+def _part(group: Group, rows: list[tuple[Tensor, ...]]) -> tuple[Group, list[Tensor]]:
+    """rows: weight, gradient and history of each parameter or slice."""
+    params, grads, *history = (list(column) for column in zip(*rows, strict=True))
+    return Group(group.lr_mult, group.decay_mult, params=params, history=history), grads
+
+
+def _dense(t: Tensor) -> bool:
+    """Whether the numbers fill a piece of memory without gaps."""
+    return t.is_contiguous() or (t.dim() == 4 and t.is_contiguous(memory_format=torch.channels_last))
+
+
 def regularised(group: Group, grads: list[Tensor], decay: float, scale: Tensor | None) -> list[Tensor]:
     """g' in place, for the rules without a fused kernel."""
     if scale is not None:
@@ -196,6 +237,7 @@ class SGD(Rule):
     ) -> None:
         super().__init__(learnable, regularisation)
         self.larc = larc
+        self.elementwise = larc is None
         self._loudest: Tensor | None = None
 
     @torch.no_grad()

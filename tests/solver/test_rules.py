@@ -11,6 +11,7 @@ import torch
 
 from caffejacinto_py.engine.params import Learnable
 from caffejacinto_py.errors import WeightsError
+from caffejacinto_py.solver import rules
 from caffejacinto_py.solver.adaptive import AdaDelta, AdaGrad, Adam, RMSProp
 from caffejacinto_py.solver.rules import SGD, Larc, Nesterov, Rates, Regularisation, Rule
 
@@ -121,6 +122,14 @@ def test_formula(name: str, reg: str, last: bool) -> None:
         slot, i = divmod(k, len(SHAPES))
         assert array.flags.c_contiguous
         np.testing.assert_allclose(array, h[i][slot] if MULTS[i][0] else 0, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("piece", [1, 5, 30, 75])
+@pytest.mark.parametrize("name", RULES)
+def test_formula_in_pieces(name: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L1 goes over the memory in pieces: slices of large parameters, several small ones together."""
+    monkeypatch.setattr(rules, "PIECE", piece)
+    test_formula(name, "L1-clip", last=True)
 
 
 @pytest.mark.parametrize("name", RULES)
