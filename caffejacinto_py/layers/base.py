@@ -169,6 +169,16 @@ class Layer:
         """What to warn about when a layer has that many `param` entries."""
         return None
 
+    def replacement(self, scheme: str, ins: Sequence[Shape]) -> Any:
+        """A LayerParameter of the type that stands for this one in `scheme` (see low_precision) and computes the same
+        from the same blobs; None: there is none."""
+        if scheme not in self.low_precision:
+            return None
+        made = type(self.proto)()
+        made.CopyFrom(self.proto)
+        made.type = self.low_precision[scheme]
+        return made
+
     def inplace_inputs(self) -> Sequence[int]:
         """Inputs that the module can overwrite with its output (it then has `inplace` and, unless only 0, `into`)."""
         return (0,) if self.may_inplace else ()

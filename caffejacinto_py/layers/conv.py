@@ -329,3 +329,9 @@ class DepthwiseConvolution(Convolution):
 
     def groups(self, channels: int) -> int:
         return int(self.param.group) if self.param.HasField("group") else channels
+
+    def replacement(self, scheme: str, ins: Sequence[Shape]) -> Any:
+        made = super().replacement(scheme, ins)
+        if made is not None:
+            made.convolution_param.group = self.groups(self.geometry(ins).channels)
+        return made

@@ -21,7 +21,6 @@ L = TypeVar("L", bound=type[Layer])
 _OWNERS = {  # types that a fork has and this program does not, yet
     "SSD / NVCaffe / caffe-jacinto": "AnnotatedData VideoData MultiBoxLoss PriorBox DetectionOutput DetectionEvaluate",
     "caffe-jacinto": "ImageLabelData ImageLabelListData SegmentationAccuracy IOUAccuracy",
-    "Ristretto": "ConvolutionRistretto DeconvolutionRistretto FcRistretto LRNRistretto",
     "NVCaffe": "TRT",
 }
 

@@ -16,7 +16,7 @@ from caffejacinto_py.schema.scan import Locs
 FIELD = "quantization_param"
 _LONG = "QuantizationParameter_"  # caffe-jacinto's names start with it
 _PRECISION = ("DYNAMIC_FIXED_POINT", "MINIFLOAT", "INTEGER_POWER_OF_2_WEIGHTS")
-_NAMES = {
+_NAMES: dict[str, dict[Any, str]] = {
     "precision": {
         **dict(enumerate(_PRECISION)),
         **dict(zip(("FIXED_POINT", "MINI_FLOATING_POINT", "POWER_2_WEIGHTS"), _PRECISION, strict=True)),

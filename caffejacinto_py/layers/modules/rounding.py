@@ -29,14 +29,14 @@ def stochastic(y: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 
 def straight_through(x: Tensor, y: Tensor) -> Tensor:
-    """The value of y with the gradient of x: the backward pass does not see the rounding, nor the clipping."""
+    """The value of y, in its memory, with the gradient of x: backward sees neither the rounding nor the clipping."""
     return _StraightThrough.apply(x, y)  # type: ignore[no-any-return]
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
-        return y.view_as(y)
+        return y.detach()  # no view_as: autograd would forbid a later layer to work in place
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
