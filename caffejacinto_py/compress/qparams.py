@@ -34,7 +34,7 @@ def write_qparams(
         stamp_layer(layers[name], table, settings=settings or Settings(), count=count)
     stamp_net(net, graph.proto, fixed=fixed)
     if settings is not None:
-        _write_settings(net.net_quantization_param, settings)
+        write_settings(net.net_quantization_param, settings)
     return net
 
 
@@ -75,7 +75,7 @@ def read_table(stored: Any) -> Table:
     return tuple([from_message(q) for q in field] for field in fields)  # type: ignore[return-value]
 
 
-def _write_settings(param: Any, s: Settings) -> None:
+def write_settings(param: Any, s: Settings) -> None:
     """Set the fields in which these settings differ from what the message says."""
     wanted: dict[str, Any] = {
         "quantize_weights": s.weights,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from caffejacinto_py.compress import quantize
 from caffejacinto_py.engine.layerwise import Tape
 from caffejacinto_py.engine.net import Net as Engine
 from caffejacinto_py.errors import UsageError, near
@@ -73,6 +74,8 @@ class Net(InBatches):
         self._blobs: dict[Value | str, Top] = {}
         self._callbacks: dict[str, list[Callback]] = {}
         self._build(graph, share=share)
+        if share is None:
+            quantize.attach(self._net)
         self._feed = feed or Feed(self._net, seed=MODE.seed or 0)
 
     def _build(self, graph: Graph, *, share: Engine | None) -> None:
@@ -81,6 +84,7 @@ class Net(InBatches):
         self._graph = backward.mark(splits.insert(graph))
         device = share.device if share is not None else MODE.device
         self._net = Engine(self._graph, device=device, share=share, seed=MODE.seed, layout="nchw", inplace=False)
+        self._net.hook = share.hook if share is not None else None
         modules = iter(self._net.layers)
         self._modules = [None if n.layer.source else next(modules) for n in self._graph.nodes]
         self._tape = Tape()
@@ -187,10 +191,15 @@ class Net(InBatches):
         self._params_to_net()
         values: dict[Value, torch.Tensor] = {}
         loss = 0.0
+        hook = self._net.hook
+        if hook is not None and first == 0:
+            hook.begin(self._net)
         for i in range(first, last + 1):
             node = self._graph.nodes[i]
             self._call("before_forward", i)
             tops = self._source(node) if node.layer.source else self._layer(i, node, values)
+            if hook is not None:
+                tops = hook.tops(node, tuple(tops))
             for v, top, weight in zip(node.outputs, tops, node.loss_weights, strict=True):
                 values[v] = top
                 self._blobs[_key(v)].reshape(*top.shape)  # user code may decide on its tops' shapes anew
@@ -198,6 +207,8 @@ class Net(InBatches):
                 if weight:
                     loss += weight * float(top.sum())
             self._call("after_forward", i)
+        if hook is not None and last == len(self._graph.nodes) - 1:
+            hook.end(self._net)
         self._params_from_net()
         return loss
 
@@ -212,7 +223,18 @@ class Net(InBatches):
         if self._callbacks:
             values = {}  # they may have written into blobs
         bottoms = [values[v] if v in values else self._blobs[_key(v)]._data.take(self._net.device) for v in node.inputs]
-        return self._tape.forward(i, node, module, bottoms)
+        tops = self._tape.forward(i, node, module, bottoms)
+        if getattr(module, "overwrites", False):
+            self._overwritten(node, bottoms, values)
+        return tops
+
+    def _overwritten(self, node: Node, bottoms: Sequence[torch.Tensor], values: Mapping[Value, torch.Tensor]) -> None:
+        """Show what a layer left in its bottoms, also under the other names of that memory (Split)."""
+        memory = {b.data_ptr() for b in bottoms}
+        shown = dict(zip(node.inputs, bottoms, strict=True))
+        shown.update((v, t) for v, t in values.items() if t.data_ptr() in memory)
+        for v, tensor in shown.items():
+            self._blobs[_key(v)]._data.put(tensor)
 
     def _source(self, node: Node) -> Sequence[torch.Tensor]:
         """The tops of a layer without bottoms: the user's arrays for an Input, else the next batch. Constants of a

@@ -72,6 +72,10 @@ class LayerBlobs:
                 self._proto = pb.LayerParameter(name=self.name, type=self.type, bottom=self.bottoms, top=self.tops)
         return self._proto
 
+    @proto.setter
+    def proto(self, message: Message) -> None:
+        self._proto = message
+
     def fields(self, dialect: str | None) -> bytes:
         """The LayerParameter without blobs in the numbers of `dialect`, in field order, as a file has it."""
         if self.stored is not None and self._proto is None and self.stored[1] == dialect:
