@@ -1,0 +1,254 @@
+"""From a net with stored quantization parameters to an integer program (docs/integer.md).
+
+Every tensor of the program is a blob whose qparams say `quantize: true`; a top that a later layer of its group
+quantizes (Convolution before ReLU) never becomes a tensor: the ReLU joins the op. What a layer computes is its
+`integer_form`; what follows the last integers (Softmax, losses, metrics) is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from caffejacinto_py.compress import integer_ops as ops
+from caffejacinto_py.compress.integer_ops import Tensor, stored
+from caffejacinto_py.compress.integer_run import FORMAT, VERSION, Program
+from caffejacinto_py.errors import CaffeError, LayerError, Loc, PrototxtError, UsageError, raise_all
+from caffejacinto_py.ir.graph import Graph, Node, Value
+from caffejacinto_py.layers.base import IntegerForm
+from caffejacinto_py.passes.quantize import plan
+
+CALIBRATE = "`caffejacinto calibrate` writes a prototxt with the quantization parameters of every layer"
+ABSORB = "absorb batch norm first: `caffejacinto optimize`"
+PIXELS = "for whole numbers 0 .. 255, such as pixels, give --pixels; " + CALIBRATE
+
+
+@dataclass(frozen=True)
+class Built:
+    """A program and where its tensors come from. exact: names of the tensors that must equal the simulation bit for
+    bit (every scale up to there is a power of two, nothing was rounded). notes: for people."""
+
+    program: Program
+    places: Mapping[str, Value]
+    exact: frozenset[str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _State:
+    graph: Graph
+    weights: Mapping[str, Sequence[np.ndarray]]
+    pixels: bool
+    tensors: dict[Value, Tensor] = field(default_factory=dict)
+    places: dict[str, Value] = field(default_factory=dict)
+    exact: set[str] = field(default_factory=set)
+    done: set[str] = field(default_factory=set)  # layers that joined an earlier op
+    ops: list[dict[str, Any]] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+    left_out: list[dict[str, str]] = field(default_factory=list)
+    without: dict[Value, str] = field(default_factory=dict)  # why a value is no tensor
+    errors: list[CaffeError] = field(default_factory=list)
+
+
+def build(graph: Graph, weights: Mapping[str, Sequence[np.ndarray]], *, pixels: bool = False) -> Built:
+    """The program of a TEST graph. weights: float blobs by layer name.
+
+    pixels: inputs without qparams are whole numbers 0 .. 255. Raises LayerError or ManyErrors with places: layers
+    without qparams or without an integer form, widths outside 2..16, offsets that are not whole, weights that are not
+    finite.
+    """
+    _check(graph)
+    state = _State(graph, weights, pixels)
+    for node in graph.nodes:
+        if node.name in state.done:
+            continue
+        try:
+            _add(state, node)
+        except LayerError as e:
+            if e.loc is None:
+                e.loc = graph.where(node, *e.field)
+            state.errors.append(e)
+            for v in node.outputs:  # what reads them is not to blame
+                state.without[v] = ""
+    raise_all(state.errors)
+    if not state.ops:
+        raise LayerError(f"net '{graph.name}' has no quantized layer: nothing to write", hint=CALIBRATE)
+    return _finish(state)
+
+
+def _check(graph: Graph) -> None:
+    """The net as a whole: its qparams are there and final, and rounded as programs round."""
+    scheme = plan(graph)
+    if scheme is None:
+        raise PrototxtError(f"net '{graph.name}' has no quantization parameters", loc=_place(graph), hint=CALIBRATE)
+    at = ("net_quantization_param",)
+    if not scheme.fixed:
+        hint = (
+            "where its qparams are final, set update_quantization_param: false in net_quantization_param; " + CALIBRATE
+        )
+        text = f"net '{graph.name}' computes its quantization parameters while it runs"
+        raise PrototxtError(text, loc=_place(graph, *at, "update_quantization_param"), hint=hint)
+    if scheme.settings.stochastic:
+        text = "integer programs round to the nearest: rounding_scheme is STOCHASTIC"
+        raise PrototxtError(text, loc=_place(graph, *at, "rounding_scheme"), hint="write rounding_scheme: NEAREST")
+    if not scheme.sound:
+        raise UsageError(f"--compat quantization={scheme.compat}: integer programs have the default simulation only")
+
+
+def _place(graph: Graph, *fields: str | int) -> Loc | None:
+    return graph.locate(fields or ("name",)) if graph.locate else None
+
+
+def _finish(state: _State) -> Built:
+    read = {name for op in state.ops for name in op["inputs"]}
+    made = [op["output"] for op in state.ops]
+    inputs = [name for name in state.inputs if name in read]
+    kept = {t.name: t for t in state.tensors.values() if t.name in read or t.name in made}
+    info = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": state.graph.name,
+        "inputs": inputs,
+        "outputs": [name for name in made if name not in read],
+        "tensors": {name: t.describe() for name, t in kept.items()},
+        "ops": state.ops,
+        "left_out": state.left_out,
+    }
+    notes = [f"{op['layer']}: needs accumulators of {op['accumulator_bits']} bits, more than 32"
+             for op in state.ops if op.get("accumulator_bits", 0) > 32]  # fmt: skip
+    places = {name: v for name, v in state.places.items() if name in kept}
+    return Built(Program(info, state.arrays), places, frozenset(state.exact & set(kept)), tuple(notes))
+
+
+def _add(state: _State, node: Node) -> None:
+    if node.layer.source:
+        return _source(state, node)
+    ready = [v in state.tensors for v in node.inputs]
+    role = node.layer.quantizes
+    if not any(ready) or (role is None and not all(ready)):
+        return _leave_out(state, node, role)
+    form = node.layer.integer_form([state.graph.shapes[v] for v in node.inputs])
+    if form is None:
+        if role is None:
+            return _leave_out(state, node, role)
+        hint = ABSORB if role in ("norm", "scale") else None
+        raise node.layer.fail("this layer has no integer form", hint=hint)
+    for v, ok in zip(node.inputs, ready):
+        if not ok and state.without.get(v) != "":
+            raise node.layer.fail(f"it reads '{v.name}', which is not quantized{_because(state, v)}", hint=CALIBRATE)
+    if not all(ready):
+        return _leave_out(state, node, None)
+    if form.op in ("same", "reshape"):
+        return _view(state, node, form)
+    return _compute(state, node, form)
+
+
+def _because(state: _State, value: Value) -> str:
+    return f" ({state.without[value]})" if state.without.get(value) else ""
+
+
+def _leave_out(state: _State, node: Node, role: str | None) -> None:
+    """A layer behind the last integers; an error if it should have some."""
+    if role is not None and any(q is not None for q in stored(node).outs):
+        missing = next((v for v in node.inputs if state.without.get(v) != ""), None)
+        if missing is not None:
+            text = f"it reads '{missing.name}', which is not quantized{_because(state, missing)}"
+            raise node.layer.fail(text, hint=PIXELS if state.without[missing] == _UNQUANTIZED_INPUT else CALIBRATE)
+    blamed = any(state.without.get(v) == "" for v in node.inputs)
+    if not blamed:
+        state.left_out.append({"layer": node.name, "type": node.type})
+    for v in node.outputs:
+        state.without[v] = "" if blamed else f"layer '{node.name}' ({node.type}) has no integer form"
+
+
+_UNQUANTIZED_INPUT = "an input of the net without qparams"
+
+
+def _source(state: _State, node: Node) -> None:
+    found = stored(node)
+    for i, value in enumerate(node.outputs):
+        q = found.out(i)
+        if q is None and state.pixels and i == 0:
+            q = ops.PIXELS
+        if q is None:
+            state.without[value] = _UNQUANTIZED_INPUT
+            continue
+        tensor = _tensor(state, value, ops.tensor_form(node, q, "qparam_out", i))
+        state.inputs.append(tensor.name)
+        if tensor.form.power2:
+            state.exact.add(tensor.name)
+
+
+def _tensor(state: _State, value: Value, form: ops.Form) -> Tensor:
+    name = value.name if value.name not in state.places else str(value)
+    tensor = Tensor(name, state.graph.shapes[value], form)
+    state.tensors[value] = tensor
+    state.places[name] = value
+    return tensor
+
+
+def _view(state: _State, node: Node, form: IntegerForm) -> None:
+    before = state.tensors[node.inputs[0]]
+    for v in node.outputs:
+        if form.op == "same":
+            state.tensors[v] = before
+            continue
+        if state.graph.shapes[v][:1] != before.shape[:1]:
+            text = f"{before.shape} becomes {state.graph.shapes[v]}: integer programs keep the batch axis"
+            raise node.layer.fail(text)
+        tensor = _tensor(state, v, before.form)
+        if before.name in state.exact:
+            state.exact.add(tensor.name)
+        state.ops.append({"op": "reshape", "layer": node.name, "layers": [node.name], "inputs": [before.name],
+                          "output": tensor.name})  # fmt: skip
+
+
+def _compute(state: _State, node: Node, form: IntegerForm) -> None:
+    found = stored(node)
+    ins = [state.tensors[v] for v in node.inputs]
+    several = len(node.outputs) > 1  # a Convolution with several bottoms: one op a pair
+    for i, value in enumerate(node.outputs):
+        layers, last, q, relu = _settle(state, node, value, found.out(i), form.op == "relu")
+        out = _tensor(state, last, ops.tensor_form(layers[-1], q, "qparam_out", 0 if len(layers) > 1 else i))
+        key = node.name if not several else f"{node.name}[{i}]"
+        op = ops.emit(node, form, [ins[i]] if several else ins, out, found, state.weights.get(node.name, ()))
+        state.arrays.update({f"{key}/{name}": array for name, array in op.arrays.items()})
+        fields = {k: f"{key}/{v}" if k in op.refers else v for k, v in op.fields.items()}
+        fields["gain"] = [f"{key}/{name}" for name in op.fields["gain"]]
+        state.ops.append({"op": op.name, "layer": node.name, "layers": [n.name for n in layers],
+                          "inputs": [t.name for t in ([ins[i]] if several else ins)], "output": out.name,
+                          "relu": relu, **fields})  # fmt: skip
+        state.done |= {n.name for n in layers[1:]}
+        if op.exact and all(t.name in state.exact for t in ins):
+            state.exact.add(out.name)
+
+
+def _settle(state: _State, node: Node, value: Value, q: Any, relu: bool) -> tuple[list[Node], Value, Any, bool]:
+    """From a top that is not quantized to the one that is: ReLU layers in between join. (layers, value, qparams,
+    whether there is a ReLU)."""
+    readers, layers = state.graph.readers(), [node]
+    while q is None:
+        found = readers[value]
+        following = found[0][0] if len(found) == 1 else None
+        form = following.layer.integer_form([state.graph.shapes[value]]) if following and _joins(following) else None
+        if following is None or form is None or form.op not in ("relu", "same"):
+            text = f"its top '{value.name}' has no quantization parameters with quantize: true"
+            raise node.layer.fail(text, hint=CALIBRATE)
+        layers.append(following)
+        relu = relu or form.op == "relu"
+        value, q = following.outputs[0], stored(following).out(0)
+    return layers, value, q, relu
+
+
+def _joins(node: Node) -> bool:
+    return len(node.inputs) == 1 and len(node.outputs) == 1
+
+
+def with_batch(built: Built, batch: int) -> Built:
+    """The same program described for another batch size; ops do not depend on it."""
+    tensors = {n: {**t, "shape": [batch, *t["shape"][1:]]} for n, t in built.program.tensors.items()}
+    return replace(built, program=Program({**built.program.info, "tensors": tensors}, built.program.arrays))

@@ -1,0 +1,314 @@
+"""One layer of an integer program: its weights as integers, its real factors as gains, addends and shifts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+
+from caffejacinto_py.compress import fixed_point
+from caffejacinto_py.compress.integer_run import divisors, smallest
+from caffejacinto_py.compress.numerics import QParams, from_message, over_axis, to_integers
+from caffejacinto_py.ir.graph import Node, Shape
+from caffejacinto_py.layers.base import IntegerForm
+from caffejacinto_py.passes.quantize import is_stored
+from caffejacinto_py.schema import pb
+
+WIDTHS = 2, 16  # bits of weights and tensors
+BIAS_WIDTHS = 2, 32
+PIXELS = QParams(bits=8, unsigned=True, positive=True, quantize=True)
+REFERS = ("weight", "weight_zero", "add", "shift")  # fields that name an array
+
+
+@dataclass(frozen=True)
+class Form:
+    """How integers stand for reals: real = (n - zero) / scale."""
+
+    bits: int
+    signed: bool
+    scale: Fraction
+    zero: int
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        return (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1) if self.signed else (0, (1 << self.bits) - 1)
+
+    @property
+    def power2(self) -> bool:
+        return fixed_point.exponent(self.scale) is not None
+
+    @property
+    def reach(self) -> tuple[int, int]:
+        """Least and largest n - zero; 0 (padding) is among them."""
+        low, high = self.limits
+        return min(low - self.zero, 0), max(high - self.zero, 0)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A blob of the program."""
+
+    name: str
+    shape: Shape
+    form: Form
+
+    @property
+    def bound(self) -> int:
+        """Largest |n - zero|."""
+        low, high = self.form.reach
+        return max(-low, high)
+
+    def describe(self) -> dict[str, Any]:
+        f = self.form
+        return {"shape": list(self.shape), "bits": f.bits, "signed": f.signed, "scale": float(f.scale), "zero": f.zero}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The qparams of a layer whose `quantize` is set, None for the others."""
+
+    node: Node
+    weights: tuple[QParams | None, ...] = ()
+    outs: tuple[QParams | None, ...] = ()
+
+    def weight(self, i: int) -> QParams | None:
+        return self.weights[i] if i < len(self.weights) else None
+
+    def out(self, i: int) -> QParams | None:
+        return self.outs[i] if i < len(self.outs) else None
+
+
+def stored(node: Node) -> Stored:
+    """What the prototxt says of a layer."""
+    message = node.proto.quantization_param
+    if not is_stored(node.proto):
+        return Stored(node)
+    if message.precision == pb.QuantizationParameter.QuantizationParameter_Precision_FLOAT and message.HasField(
+        "precision"
+    ):
+        return Stored(node)
+
+    def read(messages: Any) -> tuple[QParams | None, ...]:
+        return tuple(from_message(m) if m.quantize else None for m in messages)
+
+    return Stored(node, read(message.qparam_w), read(message.qparam_out))
+
+
+def tensor_form(node: Node, q: QParams, name: str, i: int) -> Form:
+    """The form of a blob. name, i: its place in quantization_param, for errors."""
+    if q.channels:
+        raise node.layer.fail("a blob has one scale for all channels", "quantization_param", name, i, "channel_scale")
+    scales, zeros = _channels(node, q, name, i, WIDTHS)
+    return Form(q.bits, not q.unsigned, scales[0], zeros[0])
+
+
+def _channels(node: Node, q: QParams, name: str, i: int, widths: tuple[int, int]) -> tuple[list[Fraction], list[int]]:
+    """Scales and zero points, one or one per channel, checked."""
+    at = ("quantization_param", name, i)
+    if not widths[0] <= q.bits <= widths[1]:
+        raise node.layer.fail(f"bitwidth {q.bits} is outside of {widths[0]}..{widths[1]}", *at, "bitwidth")
+    scales = np.atleast_1d(np.asarray(q.scale, np.float64)).ravel().tolist()
+    zeros = np.atleast_1d(np.asarray(q.offset, np.float64)).ravel().tolist()
+    zeros = zeros * len(scales) if len(zeros) == 1 else zeros
+    for scale, zero in zip(scales, zeros):
+        if not 0 < scale < math.inf:
+            raise node.layer.fail(f"scale_target {scale:g}: a scale must be positive and finite", *at, "scale_target")
+        if zero != round(zero) or abs(zero) >= 1 << 31:
+            hint = "`caffejacinto calibrate` writes whole ones; caffe-jacinto's own are not"
+            raise node.layer.fail(f"offset {zero:g} is not a whole number", *at, "offset", hint=hint)
+    return [Fraction(s) for s in scales], [int(z) for z in zeros]
+
+
+@dataclass(frozen=True)
+class Op:
+    """fields: for the JSON document; those in `refers` and `gain` name arrays. exact: nothing was rounded, and every
+    scale is a power of two."""
+
+    name: str
+    fields: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    exact: bool
+    refers: tuple[str, ...] = REFERS
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What a layer adds up before the gains. factors: real size of one accumulator step in steps of the output, per
+    input and channel. constants: per channel, in steps of the output. bounds: largest |accumulator| per input."""
+
+    factors: list[list[Fraction]]
+    constants: list[Fraction]
+    bounds: list[int]
+    fields: dict[str, Any] = field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    power2: bool = True
+    axis: int = 1
+    divisor: int = 1  # of an average, the largest
+
+
+def emit(
+    node: Node, form: IntegerForm, ins: Sequence[Tensor], out: Tensor, found: Stored, blobs: Sequence[np.ndarray]
+) -> Op:
+    """The op of a layer. blobs: its float weights. Raises LayerError."""
+    for i, blob in enumerate(blobs):
+        if not np.isfinite(blob).all():
+            raise node.layer.fail(f"blob {i} holds {int((~np.isfinite(blob)).sum())} numbers that are NaN or infinite")
+    sums = EMITTERS[form.op](node, form, ins, out, found, blobs)
+    zero = max(abs(out.form.zero), 1) * sums.divisor
+    try:
+        fixed = fixed_point.fit(sums.factors, sums.constants, sums.bounds, zero)
+    except fixed_point.NoRoom:
+        text = "the sums need more than 64 bits: the scales of inputs, weights and top are too far apart"
+        raise node.layer.fail(text, "quantization_param") from None
+    accumulator = max(sums.bounds).bit_length() + 1
+    fields = {**sums.fields, "axis": sums.axis, "gain_kind": fixed.kind, "gain": [], "add": None, "shift": "shift",
+              "accumulator_bits": accumulator, "sum_bits": fixed.bits}  # fmt: skip
+    arrays = dict(sums.arrays)
+    shape = sums.fields.get("_shape") or (len(sums.constants),)
+    fields.pop("_shape", None)
+    for i, gain in enumerate(fixed.gains):
+        key = "gain" if len(fixed.gains) == 1 else f"gain{i}"
+        fields["gain"].append(key)
+        arrays[key] = _pack(gain, shape)
+    if any(fixed.add):
+        fields["add"] = "add"
+        arrays["add"] = _pack(fixed.add, shape)
+    arrays["shift"] = _pack(fixed.shift, shape)
+    refers = tuple(r for r in REFERS if r != "add" or fields["add"])
+    in_float64 = fixed.bits <= 53  # else the simulation itself rounds
+    exact = fixed.exact and in_float64 and sums.power2 and out.form.power2 and all(t.form.power2 for t in ins)
+    name = "rescale" if form.op in ("relu", "bias") else form.op
+    return Op(name, fields, arrays, exact, refers)
+
+
+def _pack(numbers: Sequence[int], shape: Sequence[int]) -> np.ndarray:
+    """As an array of the smallest type, one number where all are equal."""
+    kind = smallest(min(numbers), max(numbers))
+    if len(set(numbers)) == 1:
+        return np.asarray(numbers[:1], kind)
+    return np.asarray(numbers, kind).reshape(shape)
+
+
+def _per_channel(values: Sequence[Any], count: int) -> list[Any]:
+    return list(values) * count if len(values) == 1 else list(values)
+
+
+def _product(
+    node: Node, form: IntegerForm, ins: Sequence[Tensor], out: Tensor, found: Stored, blobs: Sequence[np.ndarray]
+) -> _Sums:
+    q = found.weight(0)
+    if q is None:
+        text = "its weights have no quantization parameters with quantize: true"
+        raise node.layer.fail(text, "quantization_param", hint="calibrate with quantize_weights, and do not ignore it")
+    scales, zeros = _channels(node, q, "qparam_w", 0, WIDTHS)
+    axis = node.layer.output_axis([ins[0].shape])
+    weight = torch.from_numpy(np.array(blobs[0], np.float64))
+    count = node.layer.param.num_output
+    if len(scales) > 1 and (axis is None or len(scales) != count):
+        text = f"{len(scales)} scales for {count} output channels" if axis is not None else (
+            "weights without an axis for all output channels have one scale only")  # fmt: skip
+        raise node.layer.fail(text, "quantization_param", "qparam_w", 0, "channel_scale")
+    whole = to_integers(weight, q if axis is None else over_axis(q, weight.dim(), axis)).numpy().astype(np.int64)
+    zero = np.asarray(zeros, np.int64).reshape([-1 if a == axis and len(zeros) > 1 else 1 for a in range(whole.ndim)])
+    if form.op == "dense" and form.numbers["transpose"]:
+        whole, zero = whole.T, zero.T
+    low, high = ins[0].form.reach
+    centred = _rows(whole - zero, form, node, ins)
+    most = np.maximum(centred * high, centred * low).sum(1).max()
+    least = np.minimum(centred * high, centred * low).sum(1).min()
+    scales = _per_channel(scales, count)
+    step = out.form.scale / ins[0].form.scale
+    constants, bias_power2 = _bias(node, found, blobs, count, out)
+    lowest, highest = q.limits
+    fields = {k: v for k, v in form.numbers.items() if k != "transpose"}
+    power2 = bias_power2 and all(fixed_point.exponent(s) is not None for s in scales)
+    return _Sums(
+        factors=[[step / s for s in scales]], constants=constants, bounds=[max(int(most), -int(least))],
+        fields={**fields, "weight_bits": q.bits, "weight": "weight", "weight_zero": "weight_zero"},
+        arrays={"weight": whole.astype(smallest(lowest, highest)), "weight_zero": _pack(zeros, zero.shape)},
+        power2=power2, axis=len(out.shape) - 1 if form.op == "dense" else 1,
+    )  # fmt: skip
+
+
+def _rows(weight: np.ndarray, form: IntegerForm, node: Node, ins: Sequence[Tensor]) -> np.ndarray:
+    """All numbers that can meet in one accumulator, per output channel."""
+    if form.op != "deconv":
+        return weight.reshape(len(weight), -1)
+    group = form.numbers["group"]
+    split = weight.reshape(group, len(weight) // group, *weight.shape[1:])
+    return np.moveaxis(split, 2, 1).reshape(group * weight.shape[1], -1)
+
+
+def _bias(
+    node: Node, found: Stored, blobs: Sequence[np.ndarray], count: int, out: Tensor
+) -> tuple[list[Fraction], bool]:
+    """The bias in steps of the output, and whether its scale is a power of two."""
+    if len(blobs) < 2:
+        return [Fraction(0)] * count, True
+    return _constants(node, found, 1, blobs[1], out)
+
+
+def _constants(node: Node, found: Stored, i: int, blob: np.ndarray, out: Tensor) -> tuple[list[Fraction], bool]:
+    """Blob i, quantized if it has qparams, in steps of the output; whether its scale is a power of two."""
+    q = found.weight(i)
+    values = np.asarray(blob, np.float64).ravel()
+    if q is None:
+        return [Fraction(v) * out.form.scale for v in values.tolist()], True
+    scales, zeros = _channels(node, q, "qparam_w", i, BIAS_WIDTHS)
+    whole = to_integers(torch.from_numpy(values), over_axis(q, 1, 0)).tolist()
+    rows = zip(whole, _per_channel(scales, len(values)), _per_channel(zeros, len(values)))
+    power2 = all(fixed_point.exponent(s) is not None for s in scales)
+    return [(int(n) - z) / s * out.form.scale for n, s, z in rows], power2
+
+
+def _pool(
+    node: Node, form: IntegerForm, ins: Sequence[Tensor], out: Tensor, found: Stored, blobs: Sequence[np.ndarray]
+) -> _Sums:
+    factor, bound, divisor = out.form.scale / ins[0].form.scale, ins[0].bound, 1
+    if form.op == "average_pool":
+        divisor = int(divisors(form.numbers, ins[0].shape[2:]).max())
+        bound *= math.prod(form.numbers["kernel"])
+    return _Sums([[factor]], [Fraction(0)], [bound], dict(form.numbers), divisor=divisor)
+
+
+def _rescale(
+    node: Node, form: IntegerForm, ins: Sequence[Tensor], out: Tensor, found: Stored, blobs: Sequence[np.ndarray]
+) -> _Sums:
+    """ReLU, and Bias: a constant per channel."""
+    factor = out.form.scale / ins[0].form.scale
+    if form.op == "relu":
+        return _Sums([[factor]], [Fraction(0)], [ins[0].bound])
+    constants, power2 = _constants(node, found, 0, blobs[0], out)
+    shape = tuple(np.shape(blobs[0])) or (1,)
+    fields = {"_shape": shape}
+    return _Sums([[factor] * len(constants)], constants, [ins[0].bound], fields, power2=power2,
+                 axis=form.numbers["axis"])  # fmt: skip
+
+
+def _join(
+    node: Node, form: IntegerForm, ins: Sequence[Tensor], out: Tensor, found: Stored, blobs: Sequence[np.ndarray]
+) -> _Sums:
+    coeff = form.numbers.get("coeff", (1.0,) * len(ins))
+    factors = [[Fraction(c) * out.form.scale / t.form.scale] for c, t in zip(coeff, ins)]
+    fields = {"join": form.numbers["axis"]} if form.op == "concat" else {}
+    return _Sums(factors, [Fraction(0)], [t.bound for t in ins], fields)
+
+
+Emitter = Callable[[Node, IntegerForm, Sequence[Tensor], Tensor, Stored, Sequence[np.ndarray]], _Sums]
+EMITTERS: dict[str, Emitter] = {
+    "conv": _product,
+    "deconv": _product,
+    "dense": _product,
+    "max_pool": _pool,
+    "average_pool": _pool,
+    "relu": _rescale,
+    "bias": _rescale,
+    "sum": _join,
+    "max": _join,
+    "concat": _join,
+}
