@@ -67,14 +67,14 @@ class _Mass:
         return float((per_value * self.weight).sum()) / self.total / scale**2
 
 
-def choose(stats: Stats, method: str, *, form: Format, percentile: float = 99.99) -> Range:
+def choose(stats: Stats, method: str, *, form: Format, percentile: float = 99.99, applied: float = 1.0) -> Range:
     """The range that a blob's numbers should cover.
 
     min-max: all that was seen. percentile: `percentile` of all values (by magnitude; with form.offset, equal tails on
     both sides), exact to a bin of the histogram. mse: least mean squared error after rounding and clipping. kl: the
     clipping that loses least information, as entropy calibration does. Ranges never exceed what was seen; for mse with
-    power2 they may, up to the next power of two. Raises UsageError for unknown methods, widths and percentiles,
-    CaffeError for a blob that nobody observed, or observed without a histogram.
+    power2 they may, up to the next power of two. applied: as in `make_qparams`. Raises UsageError for unknown methods,
+    widths and percentiles, CaffeError for a blob that nobody observed, or observed without a histogram.
     """
     check(method, form, percentile)
     if not stats.finite:
@@ -86,12 +86,13 @@ def choose(stats: Stats, method: str, *, form: Format, percentile: float = 99.99
     if method == "percentile":
         return _percentile(stats, percentile, offset=form.offset)
     if method == "mse":
-        return _least_error(_Mass.of_stats(stats), (stats.min, stats.max), form)
+        return _least_error(_Mass.of_stats(stats), (stats.min, stats.max), form, applied)
     return _entropy(stats, form)
 
 
 def choose_tensor(x: Tensor, method: str, *, form: Format, percentile: float = 99.99) -> Range:
     """`choose` for a tensor at hand, such as a weight."""
+    x = x.detach()
     if method == "mse" and 0 < x.numel() <= _POINTS:
         check(method, form, percentile)
         low, high = float(x.min()), float(x.max())
@@ -192,11 +193,13 @@ def _integral(u: np.ndarray, limits: tuple[int, int]) -> np.ndarray:
     return whole / 12 + (u - whole) ** 3 / 3  # type: ignore[no-any-return]
 
 
-def _least_error(mass: _Mass, seen: Range, form: Format) -> Range:
+def _least_error(mass: _Mass, seen: Range, form: Format, applied: float = 1.0) -> Range:
     low, high = seen
+    # just below: (2^e / applied) * applied may round up to more than 2^e, and that to the next power
+    unit = 1.0 if math.frexp(applied)[0] == 0.5 else (1 - 2.0**-20) / applied
 
     def cost(r: Range) -> float:
-        return mass.error(make_qparams(*r, form))
+        return mass.error(make_qparams(*r, form, applied=applied))
 
     if form.offset and low < 0 < high and not form.power2:
         return _both_ends(cost, low, high)
@@ -206,12 +209,14 @@ def _least_error(mass: _Mass, seen: Range, form: Format) -> Range:
         # unsigned numbers are twice as fine: worth it where little is negative
         ranges.append(lambda t: (0.0, min(high, t) if not form.power2 else t))
     if form.power2 and form.offset:
-        top = math.ceil(math.log2(max(high, 0.0) - min(low, 0.0)))
+        top = math.ceil(math.log2((max(high, 0.0) - min(low, 0.0)) / unit))
         shares = [0.0] if low >= 0 else [1.0] if high <= 0 else [i / 32 for i in range(33)]  # exact: ends add up to 2^e
-        return min(((-s * 2.0**e, (1 - s) * 2.0**e) for e in range(top, top - 8, -1) for s in shares), key=cost)
+        return min(
+            ((-s * 2.0**e * unit, (1 - s) * 2.0**e * unit) for e in range(top, top - 8, -1) for s in shares), key=cost
+        )
     if form.power2:
-        top = math.ceil(math.log2(reach))
-        return min((make(2.0**e) for make in ranges for e in range(top, top - 8, -1)), key=cost)
+        top = math.ceil(math.log2(reach / unit))
+        return min((make(2.0**e * unit) for make in ranges for e in range(top, top - 8, -1)), key=cost)
     found = [make(_search(lambda t, make=make: cost(make(t)), reach)) for make in ranges]  # type: ignore[misc]
     return min(found, key=cost)
 
