@@ -15,8 +15,6 @@ def note(graph: Graph) -> Graph:
     found = []
     message = graph.proto
     if message is not None:
-        if message.quantize:
-            found.append(_line(graph, ("quantize",), "this version does not simulate quantization"))
         for name in (f"default_{t}" for t in _TYPES):
             if getattr(message, name) != pb.FLOAT:
                 found.append(_line(graph, (name,), "everything runs in float32"))

@@ -14,7 +14,7 @@ from caffejacinto_py.schema import wire
 from caffejacinto_py.schema.blobs import decode_blob
 from caffejacinto_py.schema.modelfile import LayerBlobs, ModelFile
 from caffejacinto_py.schema.pool import pb
-from caffejacinto_py.schema.retag import uses_old_quantization
+from caffejacinto_py.schema.retag import head_to_schema, uses_old_quantization
 from caffejacinto_py.schema.sniff import seems_by_magic, seems_other_message, seems_text
 from caffejacinto_py.schema.v1_types import V1_TYPES
 from caffejacinto_py.schema.wire import LEN, VARINT, Buffer, WireError
@@ -82,6 +82,7 @@ def _parse(buf: Buffer, path: str) -> ModelFile:
     if old:
         model.old = wire.string(1, model.name) + model.head + b"".join(old)
     model.dialect = _dialect(marks, numbers)
+    model.head = head_to_schema(model.head, model.dialect)
     for layer in model.layers:
         if layer.stored is not None:
             layer.stored = (layer.stored[0], model.dialect)

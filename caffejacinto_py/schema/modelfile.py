@@ -94,7 +94,7 @@ class ModelFile:
 
     path: where it came from ("" when made here). dialect: the fork that wrote it as far as the bytes show, else None.
     version: "V2", "V1" or "V0" (layer messages of a .caffemodel) or "HDF5".
-    head: the net's other fields (input, state, ...) as stored, without name and layers.
+    head: the net's other fields (input, state, quantize, ...) in our schema's numbers, without name and layers.
     """
 
     name: str
@@ -128,11 +128,7 @@ class ModelFile:
                 except InputError as e:
                     raise WeightsError(f"the net inside cannot be upgraded: {e.text}", loc=Loc(self.path)) from None
             return self._upgraded
-        kept = wire.fields(self.head, 0, len(self.head))
-        head = b"".join(
-            self.head[at:end] for number, _, at, _, end in kept if number != 201
-        )  # its layout is the fork's
-        net = _parse(pb.NetParameter, head, self.path)
+        net = _parse(pb.NetParameter, self.head, self.path)
         net.name = self.name
         net.layer.extend(entry.proto for entry in self.layers)
         return net

@@ -21,6 +21,7 @@ Change = tuple[int, Callable[[bytes], bytes] | None, Mapping[int, int] | None]  
 Rule = Callable[[int, int], Change | None]
 
 _TRANSFORM, _LOSS, _QUANT, _QPARAMS = "TransformationParameter", "LossParameter", "QuantizationParameter", "QParams"
+_NET_QUANT = "NetQuantizationParameter"
 _NV_STAMPS = {145: "forward_type", 146: "backward_type", 147: "forward_math", 148: "backward_math"}
 _ADAPTION = {
     147: "lpfp_param",
@@ -44,6 +45,11 @@ _OLD_TRANSFORM = {12: "var_sz_img_enabled", 20: "display", 21: "num_labels"}
 _OLD_QUANT = {3: "power2_range", 4: "quantized_infer_count", 6: "qparam_out", 7: "qparam_w"}
 _OLD_QPARAMS = {
     4: "fracbits", 5: "unsigned_data", 6: "unsigned_quant", 7: "scale", 8: "offset", 9: "min", 10: "max",
+}  # fmt: skip
+_OLD_NET_QUANT = {
+    1: "quantization_start", 2: "precision", 3: "rounding_scheme", 4: "bitwidth_activations", 5: "bitwidth_weights",
+    8: "quantize_weights", 9: "quantize_activations", 10: "display_quantization", 11: "insert_quantization_param",
+    12: "power2_range", 13: "apply_offset_activations", 14: "apply_offset_weights",
 }  # fmt: skip
 _RISTRETTO_QUANT = {
     3: "bw_layer_in", 4: "bw_layer_out", 5: "bw_params", 6: "fl_layer_in", 7: "fl_layer_out", 8: "fl_params",
@@ -105,6 +111,23 @@ def from_schema(layer: bytes, kind: str, dialect: str | None) -> bytes:
         return None
 
     return rewrite(layer, rule)
+
+
+def head_to_schema(head: bytes, dialect: str | None) -> bytes:
+    """The net's own fields (a NetParameter without layers) as a fork wrote them -> the numbers of our schema."""
+    return _head(head, dialect, _table(_NET_QUANT, _OLD_NET_QUANT))
+
+
+def head_from_schema(head: bytes, dialect: str | None) -> bytes:
+    """... and back."""
+    return _head(head, dialect, _inverse(_NET_QUANT, _OLD_NET_QUANT))
+
+
+def _head(head: bytes, dialect: str | None, numbers: Mapping[int, int]) -> bytes:
+    if dialect != "jacinto-0.16":
+        return head
+    inner = _rewriter(_renumber(numbers))
+    return rewrite(head, lambda number, form: (201, inner, None) if number == 201 and form == LEN else None)
 
 
 def rewrite(data: bytes, rule: Rule) -> bytes:

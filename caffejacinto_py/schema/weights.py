@@ -12,6 +12,7 @@ from caffejacinto_py.schema.blobs import encode_blob
 from caffejacinto_py.schema.caffemodel import parse_model
 from caffejacinto_py.schema.files import atomic_write, open_bytes
 from caffejacinto_py.schema.modelfile import LayerBlobs, ModelFile, shapes_match
+from caffejacinto_py.schema.retag import head_from_schema
 from caffejacinto_py.schema.sniff import is_hdf5
 
 __all__ = ["LayerBlobs", "ModelFile", "read_model", "shapes_match", "write_model"]
@@ -66,7 +67,7 @@ def write_model(
     dialect = model.dialect if dialect is None else dialect
     layers = model.current_layers()
     _check_size(path, sum(_about(layer, diffs) for layer in layers))
-    before, after = _head(model)
+    before, after = _head(model, dialect)
     with atomic_write(path) as f:
         written = f.write(before)
         for layer in layers:
@@ -79,12 +80,13 @@ def write_model(
         f.write(after)
 
 
-def _head(model: ModelFile) -> tuple[bytes, bytes]:
+def _head(model: ModelFile, dialect: str | None) -> tuple[bytes, bytes]:
     """The net's own fields before and behind the layers."""
+    head = head_from_schema(model.head, dialect)
     before = [wire.string(1, model.name)] if model.name else []
     after: list[bytes] = []
-    for number, _, at, _, end in wire.fields(model.head, 0, len(model.head)):
-        (before if number < 100 else after).append(model.head[at:end])
+    for number, _, at, _, end in wire.fields(head, 0, len(head)):
+        (before if number < 100 else after).append(head[at:end])
     return b"".join(before), b"".join(after)
 
 

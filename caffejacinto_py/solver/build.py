@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from caffejacinto_py.compress import quantize
 from caffejacinto_py.data import probe
 from caffejacinto_py.engine.allocator import tune
 from caffejacinto_py.engine.net import Net
@@ -73,7 +74,9 @@ def build_net(
     graph = prepare(source.doc, dialect=dialect, probe=probe, python_layers=python_layers, **state)
     for notice in graph.notices if share is None else ():
         log.warning("%s", notice)
-    return Net(graph, device=device, share=share, seed=seed, layout=layout)
+    net = Net(graph, device=device, share=share, seed=seed, layout=layout)
+    quantize.attach(net)
+    return net
 
 
 def split_names(weights: str | os.PathLike[str] | Sequence[str]) -> list[str]:

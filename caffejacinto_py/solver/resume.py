@@ -85,6 +85,9 @@ class Resumable:
             arrays["rng/cuda"] = torch.cuda.get_rng_state(self.device).numpy()
         for name, buffer in self.net.named_buffers():
             arrays[f"buffer/{name}"] = buffer.detach().cpu().numpy()
+        for i, net in enumerate([self.net, *self.test_nets]):
+            if net.hook is not None:
+                arrays |= {f"hook/{i}/{name}": array for name, array in net.hook.state().items()}
         numbers, masks = self.sparse.state()
         return Extra({**meta, **numbers}, {**arrays, **masks})
 
@@ -135,6 +138,7 @@ class Resumable:
             for feed, positions in zip([self.feed, *self.test_feeds], [meta["train"], *tests]):
                 feed.seed = seed
                 feed.rewind(positions)
+            self._restore_hooks(arrays)
             self.losses.reset([float(v) for v in meta["losses"]])
             with torch.no_grad():
                 for name, buffer in self.net.named_buffers():
@@ -147,6 +151,14 @@ class Resumable:
             log.warning("the state is of a run with %d test nets, this one has %d", len(tests), len(self.test_feeds))
         self.seed = seed
         self._restored = True
+
+    def _restore_hooks(self, arrays: dict[str, np.ndarray]) -> None:
+        for i, net in enumerate([self.net, *self.test_nets]):
+            found = {k.removeprefix(f"hook/{i}/"): a for k, a in arrays.items() if k.startswith(f"hook/{i}/")}
+            if net.hook is not None and found:
+                net.hook.load_state(found)
+            elif net.hook is not None:
+                log.warning("the state has no ranges for net %d: they are found anew", i)
 
     def _restore_random(self, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
         torch.set_rng_state(torch.from_numpy(arrays["rng/torch"].copy()))

@@ -208,9 +208,8 @@ def test_group_lasso_fields_are_named(caplog):
 # --- settings without effect ------------------------------------------------------------------------------------------
 def test_settings_without_effect_are_named():
     half = conv("c", "data", "forward_type: FLOAT16"), conv("d", "c", "forward_type: FLOAT16 backward_type: FLOAT")
-    g = graph("quantize: true default_forward_math: FLOAT16", DATA, *half)
-    assert len(g.notices) == 3
-    assert "'quantize' has no effect" in g.notices[0]
-    assert "'default_forward_math' has no effect" in g.notices[1]
-    assert "'forward_type' has no effect: everything runs in float32 (and on 1 more layers)" in g.notices[2]
+    g = graph("default_forward_math: FLOAT16", DATA, *half)
+    assert len(g.notices) == 2
+    assert "'default_forward_math' has no effect" in g.notices[0]
+    assert "'forward_type' has no effect: everything runs in float32 (and on 1 more layers)" in g.notices[1]
     assert graph("default_forward_type: FLOAT", DATA, conv("c", "data")).notices == ()
