@@ -232,6 +232,11 @@ class Layer:
         """Blobs with which the layer also does what `affine` does before it; None: the type has no such blobs."""
         return None
 
+    def metric(self) -> int | None:
+        """For a layer whose first top is a share of hits, 1 at best: among how many guesses the right one may be, 1
+        being the strictest. None: it is no metric."""
+        return None
+
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         """Multiply-accumulates of one forward pass over the whole batch."""
         return 0

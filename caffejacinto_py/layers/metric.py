@@ -45,6 +45,9 @@ class Accuracy(Layer):
     def expects(self, i: int, ins: Sequence[Shape | None]) -> Shape | None:
         return label_shape(ins[0], self._axis(len(ins[0]))) if i == 1 and ins[0] else None
 
+    def metric(self) -> int | None:
+        return int(self.param.top_k)
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.metric import Accuracy
 
