@@ -157,7 +157,7 @@ class Resumable:
             found = {k.removeprefix(f"hook/{i}/"): a for k, a in arrays.items() if k.startswith(f"hook/{i}/")}
             if net.hook is not None and found:
                 net.hook.load_state(found)
-            elif net.hook is not None:
+            elif net.hook is not None and net.hook.state():
                 log.warning("the state has no ranges for net %d: they are found anew", i)
 
     def _restore_random(self, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
