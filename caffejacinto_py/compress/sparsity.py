@@ -8,7 +8,7 @@ Source: caffe-jacinto 0.17 net.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,8 +18,11 @@ from torch import Tensor
 from caffejacinto_py.compress import threshold
 from caffejacinto_py.compress.threshold import Limits, Thresholds
 from caffejacinto_py.engine.net import Net
+from caffejacinto_py.errors import CaffeError
 from caffejacinto_py.ir.graph import Graph, Node
 from caffejacinto_py.layers.base import Prunable
+
+MOST = 0.99  # share of a layer that `aim` may set to zero
 
 
 @dataclass(frozen=True)
@@ -82,27 +85,38 @@ def kind_of(sizes: Prunable) -> str | None:
 
 
 def weights(net: Net, *, also: Collection[str] = ()) -> list[Weight]:
-    """The weights that take part, in the net's order. also: further layer types."""
-    graph = net.graph
+    """The weights of a net that take part, in its order. also: further layer types."""
+    return find(net.graph, {name: params[0] for name, params in net.params.items()}, also=also)
+
+
+def find(graph: Graph, tensors: Mapping[str, Tensor], *, also: Collection[str] = ()) -> list[Weight]:
+    """The same without a net. tensors: blob 0 by layer name; layers without one are passed over."""
     labels = {user: p.name for p in graph.params for user in p.users}
     readers = graph.readers()
     found = []
     for i, node in enumerate(graph.nodes):
-        sizes = prunable(graph, node) if node.name in net.params else None
-        if sizes is None or not (sizes.convolution or node.type in also):
+        sizes = takes_part(graph, node, also)
+        if sizes is None or node.name not in tensors:
             continue
         following = graph.nodes[i + 1] if i + 1 < len(graph.nodes) else None
         # Caffe looks at the next layer of its list, where a Split follows a layer with several readers
         split = any(len(readers[v]) > 1 for v in node.outputs)
         counted = following is None or split or not following.layer.is_softmax
         label = labels.get((node.name, 0)) or "0"
-        found.append(Weight(node.name, label, sizes, kind_of(sizes), counted, net.params[node.name][0]))
+        found.append(Weight(node.name, label, sizes, kind_of(sizes), counted, tensors[node.name]))
     return found
+
+
+def takes_part(graph: Graph, node: Node, also: Collection[str] = ()) -> Prunable | None:
+    """The sizes of a node's weight where sparsity looks at it at all."""
+    sizes = prunable(graph, node)
+    return sizes if sizes is not None and (sizes.convolution or node.type in also) else None
 
 
 def prunable(graph: Graph, node: Node) -> Prunable | None:
     """The sizes of a node's weight, None where it has none that can be masked."""
-    return node.layer.prunable([graph.shapes[v] for v in node.inputs])  # type: ignore[no-any-return]
+    ins = [graph.shapes[v] for v in node.inputs]
+    return node.layer.prunable(ins) if node.layer.blobs(ins) else None
 
 
 # --- counting --------------------------------------------------------------------------------------------------------
@@ -155,6 +169,48 @@ def prune(
         threshold.apply(values, chosen)
         done.append(Pruned(w, chosen, before, values.numel() - int(values.count_nonzero())))
     return done
+
+
+def aim(found: Sequence[Weight], target: float, limits: Limits, *, per_channel: bool = True) -> Fractions:
+    """The smallest fractions (low: half of mid and high) with which the zeros of all counted weights reach `target`.
+
+    Raises CaffeError where they cannot with MOST, saying how far they get.
+    """
+    counted = [w for w in found if w.counted]
+    whole = sum(w.param.numel() for w in counted)
+
+    def share(fraction: float) -> float:
+        zeros = 0
+        for w in counted:
+            part = fraction / 2 if w.kind == "low" else fraction
+            zeros += _zeros_with(w, part, limits, per_channel=per_channel)
+        return zeros / whole if whole else 0.0
+
+    low, high = 0.0, MOST
+    if share(low) >= target:
+        return Fractions(0.0, 0.0, 0.0)
+    most = share(high)
+    if most < target:
+        eligible = sum(w.kind is not None for w in counted)
+        text = f"a sparsity of {target:g} cannot be reached: thresholding at most {MOST:g} of each layer "
+        text += f"({MOST / 2:g} of those with few channels) gives {most:.3g}"
+        hint = f"{eligible} of {len(counted)} counted layers can be thresholded; the others are too small or 1x1"
+        if limits.maxratio < 1 or limits.value_max < threshold.INF:
+            hint += "; the limits of the threshold (maxratio, value_max) may be too low"
+        raise CaffeError(text, hint=hint)
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if share(middle) >= target else (middle, high)
+    return Fractions(high / 2, high, high)
+
+
+def _zeros_with(w: Weight, fraction: float, limits: Limits, *, per_channel: bool) -> int:
+    """How many zeros a weight would have."""
+    values = w.param.detach()
+    if w.kind is None:
+        return values.numel() - int(values.count_nonzero())
+    chosen = (threshold.per_row if per_channel else threshold.whole)(values, fraction, limits)
+    return int((values.abs() <= chosen.value.reshape(-1, *[1] * (values.dim() - 1))).sum())
 
 
 def prune_lines(done: Sequence[Pruned | Weight], *, per_channel: bool = True) -> list[str]:
