@@ -1,0 +1,117 @@
+"""`caffejacinto run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from caffejacinto_py.cli import options
+from caffejacinto_py.errors import UsageError
+
+if TYPE_CHECKING:
+    from caffejacinto_py.recipes.runner import Runner
+
+
+@click.command()
+@click.argument("recipe", type=options.FILE)
+@click.option("--from", "start", metavar="STAGE", help="Run this stage and those after it anew.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and every solver; touch no data, write nothing.")
+@click.option("--output", metavar="DIR", help="The run's folder, instead of the recipe's.")
+@click.option("--set", "assignments", multiple=True, metavar="VAR=VALUE", help="Change a variable; repeatable.")
+@options.gpu
+@options.dialect
+@options.workers
+@options.threads
+@options.python_layers
+@options.log_level
+@options.as_json
+def command(recipe: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
+    """Run a recipe: stages of training and testing, each from the weights of the one before.
+
+    RECIPE is a yaml file, see docs/recipes.md. Every stage gets a folder with its prototxts, log, weights and
+    result.json; at the end there is a table. A run goes on where it was: finished stages are kept while nothing that
+    decides their outcome has changed, an interrupted one continues from its newest snapshot. Exit code 130 when Ctrl-C
+    stopped it.
+
+    JSON: {"recipe", "output", "stopped", "stages": [{"stage", "kind", "iterations", "seconds", "loss", "top1", "top5",
+    "outputs", "zeros", "count", "sparsity", "weight_bits", "activation_bits"}]}. With --dry-run: {"recipe", "output",
+    "variables", "stages": [{"stage", "kind", "folder", "action", "weights", "iterations", "files": {name: text}}]}.
+    """
+    from caffejacinto_py.cli import devices
+    from caffejacinto_py.cli.running import prepare_run
+    from caffejacinto_py.recipes import recipe as reading
+    from caffejacinto_py.recipes import table
+    from caffejacinto_py.recipes.resolve import resolve
+    from caffejacinto_py.recipes.runner import Runner
+    from caffejacinto_py.recipes.runner import as_json as outcome
+
+    log = prepare_run(given)
+    found = reading.load(recipe, variables=_variables(given["assignments"]), output=given["output"])
+    jobs = resolve(found, dialect=given["dialect"], compat=given["compat"])
+    device = devices.pick(given["gpu"], log=log) if given["gpu"] is not None and not dry_run else None
+    shared = {"workers": given["workers"], "python_layers": given["python_layers"]}
+    runner = Runner(found, jobs, start=given["start"], device=device, **shared)
+    if dry_run:
+        return _plan(runner, as_json)
+    runner.run()
+    if as_json:
+        options.print_json(outcome(runner))
+    elif runner.results:
+        click.echo(table.text(runner.results))
+    return 130 if runner.stopped else 0
+
+
+def _variables(assignments: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--set {text}: this is no assignment", hint="write VAR=VALUE")
+        found[name.strip()] = value
+    return found
+
+
+def _plan(runner: Runner, as_json: bool) -> int:
+    """`--dry-run`."""
+    recipe, plan = runner.recipe, runner.plan()
+    if as_json:
+        stages = [
+            {"stage": job.name, "kind": job.stage.kind, "folder": job.folder, "action": action,
+             "weights": runner.weights(job.origin), "iterations": _length(job), "files": job.texts()}
+            for job, action in plan
+        ]  # fmt: skip
+        options.print_json({"recipe": recipe.name, "output": recipe.output, "variables": dict(recipe.variables),
+                            "stages": stages})  # fmt: skip
+        return 0
+    click.echo(f"{recipe.name}: {len(plan)} stages in {recipe.output}")
+    for name, value in recipe.variables.items():
+        click.echo(f"  {name} = {value}")
+    for job, action in plan:
+        weights = ", ".join(runner.weights(job.origin)) or "none"
+        what = "iterations" if job.stage.kind == "train" else "batches"
+        click.echo(f"\nStage {job.name} ({job.stage.kind}, {_length(job)} {what}): {action}")
+        click.echo(f"  weights: {weights}")
+        for name, source in job.nets.items():
+            click.echo(f"  {job.path(name)}.prototxt: {len(source.doc.message.layer)} layers")
+        if job.solver is not None:
+            click.echo(f"  {job.path('solver.prototxt')}:")
+            click.echo("\n".join(f"    {line}" for line in job.texts()["solver.prototxt"].splitlines()))
+        for line in _quantized(job):
+            click.echo(f"  {line}")
+    return 0
+
+
+def _length(job: Any) -> int:
+    return int(job.solver.max_iter) if job.stage.kind == "train" else int(job.iterations)
+
+
+def _quantized(job: Any) -> list[str]:
+    from caffejacinto_py.recipes.measure import FLOAT_BITS, bits
+
+    source = job.nets.get("test") or job.nets["train"]
+    weights, activations = bits(source.doc.message)
+    if weights == activations == FLOAT_BITS:
+        return []
+    return [f"quantized: {weights} bits for weights, {activations} for activations"]

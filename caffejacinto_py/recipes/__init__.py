@@ -1,0 +1,3 @@
+"""Recipes: stages of training and testing, one after the other, from a yaml file."""
+
+from __future__ import annotations
