@@ -72,7 +72,8 @@ class Binary(Simulation):
         if not self.scheme.fixed:
             for v, out in zip(node.outputs, outs, strict=True):
                 if out.numel():
-                    self._seen[self.memory[v.name]] = out.detach()
+                    # now, since the engine's in-place layers would overwrite it; what is written later counts
+                    self._seen[self.memory[v.name]] = torch.stack(torch.aminmax(out.detach()))
         return outs
 
     def _is_float(self, part: Part) -> bool:
@@ -102,7 +103,7 @@ class Binary(Simulation):
 
     def _measure(self, net: Net) -> None:
         blobs = {(name, i): p.detach() for name, ps in net.params.items() for i, p in enumerate(ps) if p.numel()}
-        pairs = [torch.stack(torch.aminmax(t)) for t in (*self._seen.values(), *blobs.values())]
+        pairs = [*self._seen.values(), *(torch.stack(torch.aminmax(t)) for t in blobs.values())]
         rows = torch.stack(pairs).tolist() if pairs else []
         s = self.scheme.settings
         for key, (low, high) in zip(self._seen, rows, strict=False):
@@ -117,7 +118,7 @@ class Binary(Simulation):
     # --- qparams -----------------------------------------------------------------------------------------------------
     @property
     def infer_count(self) -> int:
-        return max(self.count - self.scheme.settings.start, 0)
+        return max(self.count - 1 - self.scheme.settings.start, 0)  # of the last pass
 
     def final_tables(self, net: Net) -> dict[str, Table]:
         return self.tables
