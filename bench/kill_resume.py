@@ -3,7 +3,9 @@
 A run that snapshots after every iteration is killed with SIGKILL at random moments, each time resumed from what
 `find_latest` finds, and at last finished. Its weights must equal those of an uninterrupted run bit for bit.
 
-    python bench/kill_resume.py [--kills 20] [--seed 0]
+    python bench/kill_resume.py [--kills 20] [--seed 0] [--sparse]
+
+--sparse: a run in its sparse stage, thresholding all the while; masks and factor must be equal too.
 """
 
 from __future__ import annotations
@@ -22,13 +24,19 @@ name: "kill"
 layer {{ name: "data" type: "Data" top: "data" top: "label"
   transform_param {{ mirror: true crop_size: 10 scale: 0.01 }}
   data_param {{ source: "{db}" batch_size: 8 backend: LMDB }} }}
-layer {{ name: "ip1" type: "InnerProduct" bottom: "data" top: "ip1"
-  inner_product_param {{ num_output: 600 weight_filler {{ type: "xavier" }} }} }}
+layer {{ name: "ip1" type: "{type}" bottom: "data" top: "ip1" {options} }}
 layer {{ name: "relu1" type: "ReLU" bottom: "ip1" top: "ip1" }}
 layer {{ name: "drop1" type: "Dropout" bottom: "ip1" top: "ip1" }}
 layer {{ name: "ip2" type: "InnerProduct" bottom: "ip1" top: "ip2"
   inner_product_param {{ num_output: 5 weight_filler {{ type: "xavier" }} }} }}
 layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "ip2" bottom: "label" top: "loss" }}
+"""
+DENSE = 'inner_product_param { num_output: 600 weight_filler { type: "xavier" } }'
+CONVOLUTION = 'convolution_param { num_output: 64 kernel_size: 5 weight_filler { type: "xavier" } }'
+SPARSE = """
+sparse_mode: SPARSE_UPDATE sparsity_target: 0.9 sparsity_start_factor: 0.04 sparsity_step_factor: 0.02
+sparsity_step_iter: {every} sparsity_threshold_maxratio: 1 sparsity_threshold_value_max: 10
+sparsity_layer_type: "InnerProduct" regularization_type: "L1"
 """
 SOLVER = """
 net: "{folder}/net.prototxt" base_lr: 0.01 lr_policy: "inv" gamma: 0.01 power: 0.75 momentum: 0.9 weight_decay: 0.001
@@ -37,10 +45,23 @@ snapshot_prefix: "{folder}/snap"
 """
 
 
-def prepare(folder: Path, db: Path, every: int, iterations: int) -> None:
+def prepare(folder: Path, db: Path, every: int, iterations: int, *, sparse: bool) -> None:
     folder.mkdir()
-    (folder / "net.prototxt").write_text(NET.format(db=db))
-    (folder / "solver.prototxt").write_text(SOLVER.format(folder=folder, iterations=iterations, every=every))
+    kind = {"type": "Convolution", "options": CONVOLUTION} if sparse else {"type": "InnerProduct", "options": DENSE}
+    (folder / "net.prototxt").write_text(NET.format(db=db, **kind))
+    solver = SOLVER.format(folder=folder, iterations=iterations, every=every)
+    if sparse:  # events over the whole run, not at every snapshot
+        solver += SPARSE.format(every=max(iterations // 50, 2))
+    (folder / "solver.prototxt").write_text(solver)
+
+
+def masks(folder: Path, iterations: int) -> dict[str, bytes]:
+    """Factor and masks of the last snapshot."""
+    from caffejacinto_py.solver.snapshot import load_extra
+
+    extra = load_extra(str(folder / f"snap_iter_{iterations}.solverstate"))
+    found = {name: array.tobytes() for name, array in extra.arrays.items() if name.startswith("mask/")}
+    return {**found, "factor": str(extra.meta.get("sparse")).encode()}
 
 
 def make_db(path: Path) -> None:
@@ -101,6 +122,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sparse", action="store_true")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train:
@@ -111,8 +133,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_db(folder / "db")
-        prepare(folder / "whole", folder / "db", iterations, iterations)
-        prepare(folder / "killed", folder / "db", 1, iterations)
+        prepare(folder / "whole", folder / "db", iterations, iterations, sparse=args.sparse)
+        prepare(folder / "killed", folder / "db", 1, iterations, sparse=args.sparse)
         assert start(folder / "whole").communicate()[0] is None
         kills, last = 0, 0
         while kills < args.kills:
@@ -135,7 +157,12 @@ def main() -> int:
             print(log)
             return 1
         equal = (folder / "whole" / model).read_bytes() == (folder / "killed" / model).read_bytes()
-        print(f"after {kills} kills the weights {'equal' if equal else 'DIFFER FROM'} those of the uninterrupted run")
+        what = "weights"
+        if args.sparse:
+            one, other = (masks(folder / name, iterations) for name in ("whole", "killed"))
+            equal, what = equal and one == other, "weights, masks and factor"
+            print(f"{len(one) - 1} masks, {one['factor'].decode()}")
+        print(f"after {kills} kills the {what} {'equal' if equal else 'DIFFER FROM'} those of the uninterrupted run")
         return 0 if equal else 1
 
 

@@ -6,10 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "kill_resume.py"
 
 
-def test_killed_runs_resume() -> None:
-    done = subprocess.run([sys.executable, str(SCRIPT), "--kills", "3"], capture_output=True, text=True, timeout=300)
+@pytest.mark.parametrize("sparse", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["dense", "sparse"])
+def test_killed_runs_resume(sparse: bool) -> None:
+    command = [sys.executable, str(SCRIPT), "--kills", "3", *["--sparse"] * sparse]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "after 3 kills the weights equal" in done.stdout
+    what = "weights, masks and factor" if sparse else "weights"
+    assert f"after 3 kills the {what} equal" in done.stdout
