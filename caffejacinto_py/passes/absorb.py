@@ -83,7 +83,7 @@ def absorb(graph: Graph, model: ModelFile, *, keep_identity: bool = False, share
     raise_all(work.errors)
     new = finish(shapes.reshape(graph.with_nodes(work.nodes, shapes=graph.shapes), {}))
     return Absorbed(new, _model(new, work.blobs, model), tuple(work.merged), tuple(work.staying()),
-                    tuple(work.dropped), tuple(_notices(new)))  # fmt: skip
+                    tuple(work.dropped), tuple(_notices(graph, new)))  # fmt: skip
 
 
 def blobs_of(graph: Graph, model: ModelFile) -> dict[str, list[Array]]:
@@ -149,7 +149,8 @@ class _Work:
 
     # --- layers that do nothing in phase TEST
     def drop(self) -> None:
-        for node in [n for n in self.nodes if n.layer.hands_through()]:
+        for name in [n.name for n in self.nodes if n.layer.hands_through()]:
+            node = self._node(name)
             try:
                 self.nodes = bypass(self.nodes, node)
             except Blocked:
@@ -315,8 +316,8 @@ def _model(graph: Graph, blobs: dict[str, list[Array]], old: ModelFile) -> Model
     return ModelFile(graph.name, entries, dialect=old.dialect)
 
 
-def _notices(graph: Graph) -> list[str]:
-    found = resolve_dialect(emit(graph))
-    if found.name == graph.dialect.name:
+def _notices(old: Graph, graph: Graph) -> list[str]:
+    name = graph.dialect.name
+    if resolve_dialect(emit(graph)).name == name or resolve_dialect(emit(old)).name != name:
         return []
     return [f"no field of the new net shows the dialect any more: run it with --dialect {graph.dialect.name}"]

@@ -1,0 +1,45 @@
+"""A net and its weights as two files, `<dir>/<name>.prototxt` and `.caffemodel`: both or neither."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from caffejacinto_py.errors import UsageError
+
+if TYPE_CHECKING:
+    from caffejacinto_py.schema.weights import ModelFile
+
+
+def pair(path: Path, inputs: Sequence[str | Path]) -> tuple[Path, Path]:
+    """The two files of `--output_model DIR/NAME`; an ending of NAME is dropped, as in caffe-jacinto.
+
+    Raises UsageError where one of them is a file that is read, CaffeError where the directory cannot be written.
+    """
+    from caffejacinto_py.schema.files import check_writable
+
+    if path.name in ("", "..") or path.is_dir():
+        raise UsageError(f"--output_model {path}: a directory; give DIR/NAME", hint=f"{path / 'optimized'}")
+    known = path.suffix in (".prototxt", ".caffemodel")
+    stem = path.with_suffix("") if known else path
+    files = stem.with_name(stem.name + ".prototxt"), stem.with_name(stem.name + ".caffemodel")
+    for file in files:
+        for name in inputs:
+            if file.exists() and Path(name).exists() and file.samefile(name):
+                raise UsageError(f"--output_model {path} would replace {name}, which is read", hint="name another file")
+    check_writable(path.parent)
+    return files
+
+
+def write(files: tuple[Path, Path], net: Any, model: ModelFile) -> None:
+    """net: a NetParameter without blobs. Neither file changes where one cannot be written."""
+    from caffejacinto_py.schema.files import atomic_write
+    from caffejacinto_py.schema.text import dumps
+    from caffejacinto_py.schema.weights import write_model
+
+    text, weights = files
+    with atomic_write(text, "w") as f:
+        f.write(dumps(net))
+        f.flush()
+        write_model(weights, model)
