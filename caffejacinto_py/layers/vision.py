@@ -29,6 +29,8 @@ class Im2col(Convolution):
     Source: BVLC im2col_layer.cpp; the same in all forks.
     """
 
+    low_precision = {}
+
     def _check_channels(self, channels: int) -> None:
         """num_output and group mean nothing here."""
 
