@@ -185,8 +185,8 @@ class Binary(Simulation):
 
 
 def memories(graph: Graph) -> dict[str, str]:
-    """Blob name -> the name that stands for its memory, which in-place layers and layers that keep their bottom's memory
-    share with it."""
+    """Blob name -> the name that stands for its memory. In-place layers write into the same, and so do layers that keep
+    their bottom's memory."""
     root: dict[str, str] = {}
 
     def find(name: str) -> str:

@@ -223,7 +223,8 @@ class Net(InBatches):
         if self._callbacks:
             values = {}  # they may have written into blobs
         bottoms = [values[v] if v in values else self._blobs[_key(v)]._data.take(self._net.device) for v in node.inputs]
-        tops = self._tape.forward(i, node, module, bottoms)
+        hook = self._net.hook
+        tops = self._tape.forward(i, node, module if hook is None else hook.module(node, module), bottoms)
         if getattr(module, "overwrites", False):
             self._overwritten(node, bottoms, values)
         return tops
