@@ -79,7 +79,8 @@ class ELU(Activation):
     Bottom and top: any shape. elu_param: alpha (1); lambda (1; NVCaffe family): NVCaffe multiplies both branches
     (with the right constants that is SELU), caffe-jacinto only the positive one (`Dialect.elu_lambda_both`).
     Deviation: the gradient is the derivative of y; for lambda != 1 caffe-jacinto's is not (it multiplies both
-    branches' gradients by lambda although the forward does not). Source: BVLC elu_layer; Clevert et al. 2015.
+    branches' gradients by lambda although the forward does not; `--compat elu=binary`).
+    Source: BVLC elu_layer; Clevert et al. 2015.
     """
 
     may_inplace = saves_output = True
@@ -94,10 +95,13 @@ class ELU(Activation):
         return float(getattr(self.param, "lambda"))
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
-        from caffejacinto_py.layers.modules.activation import ELU
+        from caffejacinto_py.layers.modules import activation as m
 
-        alpha = self.param.alpha if self.context.dialect.elu_lambda_both else self.param.alpha / self._scale
-        return ELU(alpha, self._scale)
+        dialect = self.context.dialect
+        if dialect.compat.elu == "binary" and not dialect.elu_lambda_both:
+            return m.JacintoELU(self.param.alpha, self._scale)
+        alpha = self.param.alpha if dialect.elu_lambda_both else self.param.alpha / self._scale
+        return m.ELU(alpha, self._scale)
 
 
 @layer("Sigmoid", v1="SIGMOID", field="sigmoid_param")

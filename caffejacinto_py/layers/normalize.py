@@ -50,7 +50,8 @@ class Normalize(Layer):
     norm_param: across_spatial (true: the sum goes over all numbers of an item; false: over the channels of each pixel);
     channel_shared (true: one scale); scale_filler (1); eps (1e-10), inside the root.
     Differs: with channel_shared false C++ leaves scale out of the second half of the bottom's gradient, which is then
-    no derivative unless all scales are equal; this is the true one. C++ takes 4 axes only.
+    no derivative unless all scales are equal; this is the true one (`--compat normalize=binary`: theirs). C++ takes 4
+    axes only.
     Source: SSD normalize_layer; Liu et al. 2015 (ParseNet).
     """
 
@@ -69,9 +70,10 @@ class Normalize(Layer):
         return [filled_blob(self, shape, "scale_filler")]
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
-        from caffejacinto_py.layers.modules.normalize import Normalize as Module
+        from caffejacinto_py.layers.modules import normalize as m
 
-        return Module(blobs[0], self.param.eps, across_spatial=self.param.across_spatial)
+        kind = m.BinaryNormalize if self.context.dialect.compat.normalize == "binary" else m.Normalize
+        return kind(blobs[0], self.param.eps, across_spatial=self.param.across_spatial)
 
 
 @layer("Axpy", bottoms=(3, 3), forks="nvcaffe, jacinto")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
 
 import caffejacinto_py.layers  # noqa: F401  (registers the families)
+from caffejacinto_py.layers import registry
+from caffejacinto_py.layers.base import Context
 from caffejacinto_py.schema import pb
+from caffejacinto_py.schema.compat import Compat
+from caffejacinto_py.schema.dialect import DIALECTS
 from tests.conftest import SHARED
 from tests.layers.harness import build
 from tests.layers.test_golden_bvlc import close
@@ -49,3 +55,27 @@ def test_layer_agrees_with_caffe_jacinto(name: str) -> None:
         close("gradient", first.grad, wanted[0] / scale.astype(np.float32))
     else:
         close("gradient", first.grad, wanted[0])
+
+
+@pytest.mark.parametrize("name", [c for c in CASES if c.startswith("elu")] + sorted(
+    p.stem for p in FOLDER.glob("normalize_*.npz")))  # fmt: skip
+def test_with_the_compat_switches_the_gradients_are_the_binarys(name: str) -> None:
+    text, data = _case(name)
+    proto = text_format.Parse(text, pb.LayerParameter())
+    dialect = replace(DIALECTS["jacinto"], compat=Compat(elu="binary", normalize="binary"))
+    layer = registry.make(proto, Context(dialect=dialect), 1)
+    source = next(k for k in data if k.startswith("bottom/"))
+    x = torch.from_numpy(data[source]).requires_grad_(True)
+    blobs = [torch.nn.Parameter(torch.from_numpy(v)) for k, v in sorted(data.items()) if k.startswith("param/")]
+    module = layer.module([tuple(x.shape)], blobs)
+    (top,) = (k[4:] for k in data if k.startswith("top/"))
+    y = module(x)
+    close("top", y, data[f"top/{top}"])
+    y.backward(torch.from_numpy(data[f"top_diff/{top}"]))
+    (wanted,) = (v for k, v in data.items() if k.startswith("bottom_diff/"))
+    assert x.grad is not None
+    # in Normalize terms cancel within a pixel: float32 noise is relative to its largest value
+    noise = 1e-6 * np.abs(wanted).max(1, keepdims=True)
+    assert (np.abs(x.grad.numpy() - wanted) <= 1e-5 + 1e-4 * np.abs(wanted) + noise).all()
+    for i, p in enumerate(blobs):
+        close(f"param {i}", p.grad, data[f"param_diff/{i}"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class ReLU(nn.Module):
@@ -42,6 +45,35 @@ class ELU(nn.Module):
         # torch recovers the sign of x from the result, which a negative alpha destroys
         op = torch.ops.aten.elu_ if self.inplace and self.alpha > 0 else torch.ops.aten.elu
         return op(x, self.alpha, self.scale)
+
+
+class JacintoELU(nn.Module):
+    """scale * max(x, 0) + alpha * (exp(min(x, 0)) - 1), with caffe-jacinto's gradient."""
+
+    def __init__(self, alpha: float, scale: float) -> None:
+        super().__init__()
+        self.alpha, self.scale = alpha, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = _JacintoELU.apply(x, self.alpha, self.scale)
+        return y
+
+
+class _JacintoELU(torch.autograd.Function):
+    """Backward: scale * (1 where x > 0, else alpha + y), which is no derivative unless scale is 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: float, scale: float) -> Tensor:
+        y = scale * x.clamp(min=0) + alpha * torch.expm1(x.clamp(max=0))
+        ctx.save_for_backward(y, x > 0)
+        ctx.alpha, ctx.scale = alpha, scale
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        y, positive = ctx.saved_tensors
+        return dy * torch.where(positive, ctx.scale, ctx.scale * (ctx.alpha + y)), None, None
 
 
 class Sigmoid(nn.Module):

@@ -50,10 +50,38 @@ class Normalize(nn.Module):
         self.scale, self.eps, self.across_spatial = scale, eps, across_spatial
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.unit(x) * self.spread(x)
+
+    def unit(self, x: Tensor) -> Tensor:
         axes = list(range(1, x.dim())) if self.across_spatial else [1]
-        inverse = (x.square().sum(axes, keepdim=True) + self.eps).rsqrt()
-        scale = self.scale.view(-1, *[1] * (x.dim() - 2)) if self.scale.dim() else self.scale
-        return x * inverse * scale
+        return x * (x.square().sum(axes, keepdim=True) + self.eps).rsqrt()
+
+    def spread(self, x: Tensor) -> Tensor:
+        """The scales, as they lie over x."""
+        return self.scale.view(-1, *[1] * (x.dim() - 2)) if self.scale.dim() else self.scale
+
+
+class BinaryNormalize(Normalize):
+    """With C++'s gradient: the scales multiply the gradient of the normalization instead of entering its sum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = self.spread(x)
+        unit = self.unit(_ScaledGradient.apply(x, scale.detach()))
+        return unit.detach() * scale + (unit - unit.detach())
+
+
+class _ScaledGradient(torch.autograd.Function):
+    """x; its gradient is multiplied by scale."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return dy * ctx.saved_tensors[0], None
 
 
 class Axpy(nn.Module):
