@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from caffejacinto_py.errors import WeightsError
+from caffejacinto_py.recipes.recipe import TRAIN
 from caffejacinto_py.recipes.resolve import Job
 from caffejacinto_py.schema.files import atomic_write, open_bytes
 from caffejacinto_py.solver.snapshot import paths
@@ -70,7 +71,7 @@ def digest(job: Job, weights: Sequence[str], options: Mapping[str, Any]) -> str:
     The data are not looked at: their paths stand for them.
     """
     solver = None
-    if job.solver is not None:
+    if job.solver is not None and job.stage.kind == TRAIN:
         solver = type(job.solver)()
         solver.CopyFrom(job.solver)
         for name in _PLACES:
