@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from caffejacinto_py.errors import LayerError
 from caffejacinto_py.schema.dialect import BVLC, Dialect
@@ -61,6 +61,17 @@ class IntegerForm:
 
     op: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Head(NamedTuple):
+    """The end of a classifier: bottom 0 has a score for every class on `axis`, bottom 1 the labels.
+
+    ignore: a label that counts nothing, or None. top_k: of a layer that counts hits; None: it is a loss.
+    """
+
+    axis: int
+    ignore: int | None = None
+    top_k: int | None = None
 
 
 @dataclass(frozen=True)
@@ -199,6 +210,10 @@ class Layer:
 
     def output_axis(self, ins: Sequence[Shape]) -> int | None:
         """The axis of blob 0 that counts output channels, for scales per channel; None: there is none."""
+        return None
+
+    def head(self, ins: Sequence[Shape]) -> Head | None:
+        """What a layer that compares scores with labels reads; None for all others."""
         return None
 
     def prunable(self, ins: Sequence[Shape]) -> Prunable | None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Layer, Shape
+from caffejacinto_py.layers.base import Head, Layer, Shape
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
 
@@ -108,6 +108,9 @@ class SoftmaxWithLoss(Loss):
 
     def expects(self, i: int, ins: Sequence[Shape | None]) -> Shape | None:
         return label_shape(ins[0], self._axis(len(ins[0]))) if i == 1 and ins[0] else None
+
+    def head(self, ins: Sequence[Shape]) -> Head | None:
+        return Head(self._axis(len(ins[0])), self._ignore())
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.loss import SoftmaxWithLoss

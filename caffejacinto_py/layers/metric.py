@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Layer, Shape
+from caffejacinto_py.layers.base import Head, Layer, Shape
 from caffejacinto_py.layers.loss import check_label_count, label_shape
 from caffejacinto_py.layers.registry import layer
 
@@ -47,6 +47,10 @@ class Accuracy(Layer):
 
     def metric(self) -> int | None:
         return int(self.param.top_k)
+
+    def head(self, ins: Sequence[Shape]) -> Head | None:
+        ignore = int(self.param.ignore_label) if self.param.HasField("ignore_label") else None
+        return Head(self._axis(len(ins[0])), ignore, self.param.top_k)
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.metric import Accuracy
