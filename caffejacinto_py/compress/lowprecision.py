@@ -123,10 +123,24 @@ def analyse(net: Net, feeds: Feeds, iterations: int, settings: Settings) -> tupl
     found = products(net.graph)
     if not found:
         raise CaffeError("the net has no layer with a low-precision form", hint="Convolution and InnerProduct have one")
+    weights = [_weights(net, node) for node, _ in found]
     makers = {node.name: rounded_at(net.graph, node).name for node, _ in found}
     counting = legacy_qmf.Counting(set(makers) if settings.legacy else set(), settings.bits_activations)
     seen, score = watch(net, feeds, iterations, list(makers.values()), counting)
-    return [_formats(net, n, last, makers[n.name], seen, counting, settings) for n, last in found], score
+    rows = []
+    for (node, last), weight in zip(found, weights, strict=True):
+        maker = makers[node.name]
+        if settings.legacy:
+            forms = (
+                legacy_qmf.of_biases(net.params[node.name], settings.bits_weights),
+                counting.found[node.name].format(legacy_qmf.ACTIVATIONS),
+            )
+        else:
+            forms = _formats(weight, seen[maker], settings)
+        first = replace(forms[0], round_bias=settings.round_bias, stochastic=settings.stochastic)
+        second = replace(forms[1], stochastic=settings.stochastic)
+        rows.append(LayerFormats(node.name, node.type, maker, last, first, second, weight, seen[maker]))
+    return rows, score
 
 
 def watch(
@@ -144,30 +158,18 @@ def watch(
     return {name: stats[0] for name, stats in observer.stats.items()}, score
 
 
-def _formats(
-    net: Net,
-    node: Node,
-    last: bool,
-    maker: str,
-    seen: dict[str, Stats],
-    counting: legacy_qmf.Counting,
-    settings: Settings,
-) -> LayerFormats:
-    blobs = net.params[node.name]
-    weight = measure(blobs[0].detach(), layer=node.name, blob="weights")
-    if weight.bad:
-        text = f"layer '{node.name}': {weight.bad} of {weight.count} weights are NaN or infinite"
-        raise LayerError(text, loc=node.loc, hint="the weights file comes from a training that failed")
-    if settings.legacy:
-        weights = legacy_qmf.of_biases(blobs, settings.bits_weights)
-        activations = counting.found[node.name].format(legacy_qmf.ACTIVATIONS)
-    else:
-        how = {"criterion": settings.criterion, "percentile": settings.percentile}
-        weights = pick(weight, settings.bits_weights, **how)  # type: ignore[arg-type]
-        activations = pick(seen[maker], settings.bits_activations, **how)  # type: ignore[arg-type]
-    weights = replace(weights, round_bias=settings.round_bias, stochastic=settings.stochastic)
-    activations = replace(activations, stochastic=settings.stochastic)
-    return LayerFormats(node.name, node.type, maker, last, weights, activations, weight, seen[maker])
+def _weights(net: Net, node: Node) -> Stats:
+    found = measure(net.params[node.name][0].detach(), layer=node.name, blob="weights")
+    if found.bad:
+        text = f"layer '{node.name}': {found.bad} of {found.count} weights are NaN or infinite"
+        raise LayerError(text, loc=node.loc, hint="do the weights come from a training that failed?")
+    return found
+
+
+def _formats(weights: Stats, activations: Stats, settings: Settings) -> tuple[Precision, Precision]:
+    pairs = ((weights, settings.bits_weights), (activations, settings.bits_activations))
+    first, second = (pick(s, n, criterion=settings.criterion, percentile=settings.percentile) for s, n in pairs)
+    return first, second
 
 
 def _qparams(p: Precision) -> QParams:
