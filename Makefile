@@ -18,8 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,demo,hdf5]'
 	touch $@
 
-demo: $(STAMP) ## train LeNet on scikit-learn's digits through LMDB and test it
-	PATH="$(abspath $(BIN)):$$PATH" sh models/lenet/digits_demo.sh
+demo: $(STAMP) ## train a net on scikit-learn's digits, make it sparse, quantize it; prints the table
+	PATH="$(abspath $(BIN)):$$PATH" sh models/recipes/digits_demo.sh
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest -q -n $(JOBS)

@@ -18,6 +18,7 @@ else:
 XAVIER, MSRA = filler("xavier"), filler("msra")
 IMAGENET = ("data/ilsvrc12_train_lmdb", "data/ilsvrc12_val_lmdb")
 CIFAR = ("data/cifar10_train_lmdb", "data/cifar10_test_lmdb")
+DIGITS = ("demo/digits_train_lmdb", "demo/digits_test_lmdb")
 MNIST = ("data/mnist_train_lmdb", "data/mnist_test_lmdb")
 BGR_MEAN = [104, 117, 123]
 
@@ -35,6 +36,20 @@ def lenet(net: Net, *, sources: tuple[str, str] = MNIST, batch: tuple[int, int] 
 
 def lenet_digits(net: Net) -> None:
     lenet(net, sources=("demo/digits_train_lmdb", "demo/digits_test_lmdb"), batch=(64, 60))
+
+
+def vgg_digits(net: Net) -> None:
+    """VGG's pattern in small: three stages of two 3x3 convolutions, each with a pooling layer behind it."""
+    options: dict[str, Any] = {"scale": 0.00390625, "crop_size": 24}  # 24 can be halved by each of the pooling layers
+    x = net.data("data", (1, 24, 24), sources=DIGITS, batch=(64, 60), deploy_batch=64, **options)
+    for stage, out in enumerate((16, 32, 64), 1):
+        for i in (1, 2):
+            x = net.conv(f"conv{stage}_{i}", x, out, 3, pad=1, weight=MSRA, specs=NO_BIAS_DECAY)
+            net.relu(f"relu{stage}_{i}", x)
+        x = net.pool(f"pool{stage}", x, "MAX", 2, 2)
+    x = net.fc("fc4", x, 128, weight=MSRA, specs=NO_BIAS_DECAY)
+    net.dropout("drop4", net.relu("relu4", x), 0.5)
+    net.classify(net.fc("fc5", x, 10, weight=XAVIER, specs=NO_BIAS_DECAY))
 
 
 def _cifar10(net: Net, *, quick: bool) -> str:
@@ -233,10 +248,19 @@ def mobilenet(net: Net, *, width: float = 1.0) -> None:
     net.classify(x, top5=True)
 
 
-def _jacintonet11(net: Net, *, size: int, classes: int, strides: tuple[int, ...], sources: tuple[str, str]) -> None:
-    """JacintoNet11 v2: five stages of a full and a grouped (4) convolution with max pooling between.
+def _jacintonet(
+    net: Net,
+    *,
+    size: int,
+    classes: int,
+    strides: tuple[int, ...],
+    sources: tuple[str, str],
+    batch: tuple[int, int],
+    gray: bool = False,
+) -> None:
+    """JacintoNet v2: stages of a full and a grouped (4) convolution with max pooling between; one stage a stride.
 
-    BatchNorm has its own scale and bias (NVCaffe's five blobs).
+    BatchNorm has its own scale and bias (NVCaffe's five blobs). gray: one channel, and no mirror: digits.
     """
 
     def conv(name: str, bottom: str, out: int, *, kernel: int = 3, stride: int = 1, group: int = 1) -> str:
@@ -246,28 +270,33 @@ def _jacintonet11(net: Net, *, size: int, classes: int, strides: tuple[int, ...]
         net.add(f"{name}/bn", "BatchNorm", x, x, batch_norm_param=param)
         return net.relu(f"{name}/relu", x)
 
-    batch = (64, 50) if size == 32 else (128, 50)
-    x = net.data("data", (3, size, size), sources=sources, batch=batch, deploy_batch=1, mirror=True, crop_size=size)
+    shape = (1 if gray else 3, size, size)
+    x = net.data("data", shape, sources=sources, batch=batch, deploy_batch=1, mirror=not gray, crop_size=size)
     x = net.add("data/bias", "Bias", x, specs=FROZEN, bias_param={"filler": filler("constant", value=-128)})
     x = conv("conv1b", conv("conv1a", x, 32, kernel=5, stride=strides[0]), 32, group=4)
     for i, stride in enumerate(strides[1:], 1):
         x = net.pool(f"pool{i}", x, "MAX", stride, stride)
         out = 32 << i
         x = conv(f"res{i + 1}a_branch2b", conv(f"res{i + 1}a_branch2a", x, out), out, group=4)
-    x = net.global_pool("pool5", x)
+    x = net.global_pool(f"pool{len(strides)}", x)
     net.classify(net.fc(f"fc{classes}", x, classes, weight=MSRA, specs=NO_BIAS_DECAY), top5=True)
 
 
 def jacintonet11v2_cifar10(net: Net) -> None:
-    _jacintonet11(net, size=32, classes=10, strides=(1, 1, 2, 1, 2), sources=CIFAR)
+    _jacintonet(net, size=32, classes=10, strides=(1, 1, 2, 1, 2), sources=CIFAR, batch=(64, 50))
 
 
 def jacintonet11v2_imagenet(net: Net) -> None:
-    _jacintonet11(net, size=224, classes=1000, strides=(2, 2, 2, 2, 2), sources=IMAGENET)
+    _jacintonet(net, size=224, classes=1000, strides=(2, 2, 2, 2, 2), sources=IMAGENET, batch=(128, 50))
+
+
+def jacintonet7_mnist(net: Net) -> None:
+    _jacintonet(net, size=28, classes=10, strides=(2, 2, 2), sources=MNIST, batch=(100, 100), gray=True)
 
 
 NETS = {  # folder: (name in the prototxt, builder)
     "lenet": ("LeNet", lenet),
+    "vgg_digits": ("VGG_digits", vgg_digits),
     "cifar10_quick": ("CIFAR10_quick", cifar10_quick),
     "cifar10_full": ("CIFAR10_full", cifar10_full),
     "caffenet": ("CaffeNet", caffenet),
@@ -277,6 +306,7 @@ NETS = {  # folder: (name in the prototxt, builder)
     "mobilenet": ("MobileNet", mobilenet),
     "jacintonet11v2_cifar10": ("jacintonet11v2", jacintonet11v2_cifar10),
     "jacintonet11v2_imagenet": ("jacintonet11v2", jacintonet11v2_imagenet),
+    "jacintonet7_mnist": ("jacintonet7", jacintonet7_mnist),
 }
 
 

@@ -18,7 +18,14 @@ COUNTS = {
         r"^\| `(\w+)` \|.*?\| ([\d,]+) \|", (MODELS / "README.md").read_text(), re.MULTILINE
     )
 }
-SHAPES = {"lenet": (1, 28, 28), "cifar10_quick": (3, 32, 32), "cifar10_full": (3, 32, 32)}
+GRAY = (1, 28, 28)
+SHAPES = {
+    "lenet": GRAY,
+    "vgg_digits": GRAY,
+    "jacintonet7_mnist": GRAY,
+    "cifar10_quick": (3, 32, 32),
+    "cifar10_full": (3, 32, 32),
+}
 
 
 def test_every_net_is_listed() -> None:
