@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caffejacinto_py.cli import options
+from caffejacinto_py.cli import options, outputs
 from caffejacinto_py.errors import UsageError
 
 if TYPE_CHECKING:
@@ -73,12 +73,10 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
     """
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.compress.calibrate import Choice, check_settings
-    from caffejacinto_py.schema.files import check_writable
 
     log = prepare_run(given)
     choice = Choice(given["method"], given["method_weights"], given["percentile"])
-    prototxt, caffemodel = _paths(output)
-    check_writable(prototxt.parent)
+    files = outputs.pair(output, [model, *weights], option="--output")
     job = _Job(model, given, log)
     settings = _settings(job.settings, given)
     check_settings(settings, choice)
@@ -91,27 +89,18 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
             score = job.scores(document)
     finally:
         job.close()
-    job.write(document, calibration, settings, prototxt, caffemodel)
+    job.write(document, calibration, settings, files)
     if as_json:
         options.print_json({"model": str(model), "weights": list(weights), "method": choice.method,
                             "method_weights": choice.of_weights, "iterations": given["iterations"],
-                            "settings": _facts(settings), "prototxt": str(prototxt), "caffemodel": str(caffemodel),
+                            "settings": _facts(settings), "prototxt": str(files[0]), "caffemodel": str(files[1]),
                             "blobs": [_record(row) for row in calibration.rows], "score": score or None})  # fmt: skip
         return 0
     click.echo(_table(calibration))
     if score:
         click.echo(_compare(score))
-    click.echo(f"Wrote {prototxt} and {caffemodel}")
+    click.echo(f"Wrote {files[0]} and {files[1]}")
     return 0
-
-
-def _paths(output: Path) -> tuple[Path, Path]:
-    name = output.name
-    for ending in (".prototxt", ".caffemodel"):
-        name = name.removesuffix(ending)
-    if not name:
-        raise UsageError(f"--output {output} has no name", hint="write DIR/NAME")
-    return output.with_name(name + ".prototxt"), output.with_name(name + ".caffemodel")
 
 
 def _settings(start: Settings, given: Mapping[str, Any]) -> Settings:
@@ -178,9 +167,10 @@ class _Job:
             self.feed.close()
 
     def calibrate(self, settings: Settings, choice: Choice) -> Calibration:
-        from caffejacinto_py.compress.calibrate import calibrate, wanted
+        from caffejacinto_py.compress.calibrate import calibrate, check_weights, wanted
         from caffejacinto_py.compress.observe import BINS, observe
 
+        check_weights(self.net)
         names = wanted(self.net.graph, settings)
         self.log.info("Observing %d batches.", self.given["iterations"])
         bins = 0 if choice.method == "min-max" and not self.given["score"] else BINS
@@ -188,10 +178,15 @@ class _Job:
         return calibrate(self.net, observer, settings, choice)
 
     def document(self, calibration: Calibration, settings: Settings) -> Any:
-        from caffejacinto_py.compress.document import quantized_document
+        from caffejacinto_py.compress.document import breaks_training, quantized_document
 
         message = self.doc.message
-        return quantized_document(message, self.before, self.net.graph, calibration.tables, settings)
+        document = quantized_document(message, self.before, self.net.graph, calibration.tables, settings)
+        if self.given["optimize"]:
+            broken = breaks_training(message, document, self.dialect)
+            if broken is not None:
+                self.log.warning("The net without what was absorbed works in phase TEST only: %s", broken)
+        return document
 
     def scores(self, document: Any) -> dict[str, Any]:
         """Outputs of the float and of the simulated net on the batches that were observed."""
@@ -212,21 +207,12 @@ class _Job:
         outputs = [{"name": o.name, "index": o.index, "mean": o.value} for o in score.outputs]
         return {"loss": score.loss, "outputs": outputs}
 
-    def write(
-        self, document: Any, calibration: Calibration, settings: Settings, prototxt: Path, caffemodel: Path
-    ) -> None:
-        """Both files, or neither."""
+    def write(self, document: Any, calibration: Calibration, settings: Settings, files: tuple[Path, Path]) -> None:
         from caffejacinto_py.compress.quantize import write_qparams
-        from caffejacinto_py.schema.files import atomic_write
         from caffejacinto_py.schema.migrate import with_net
-        from caffejacinto_py.schema.text import dumps
-        from caffejacinto_py.schema.weights import write_model
 
         net = write_qparams(self.net.graph, calibration.tables, settings=settings, fixed=True)
-        text = dumps(document)
-        with atomic_write(prototxt, "w") as file:
-            file.write(text)
-            write_model(caffemodel, with_net(self.net.model(), net))
+        outputs.write(files, document, with_net(self.net.model(), net))
 
 
 def _facts(settings: Settings) -> dict[str, Any]:

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from caffejacinto_py.schema.weights import ModelFile
 
 
-def pair(path: Path, inputs: Sequence[str | Path]) -> tuple[Path, Path]:
-    """The two files of `--output_model DIR/NAME`; an ending of NAME is dropped, as in caffe-jacinto.
+def pair(path: Path, inputs: Sequence[str | Path], *, option: str = "--output_model") -> tuple[Path, Path]:
+    """The two files of `--output_model DIR/NAME` (`option`); an ending of NAME is dropped, as in caffe-jacinto.
 
     Raises UsageError where one of them is a file that is read, CaffeError where the directory cannot be written.
     """
     from caffejacinto_py.schema.files import check_writable
 
     if path.name in ("", "..") or path.is_dir():
-        raise UsageError(f"--output_model {path}: a directory; give DIR/NAME", hint=f"{path / 'optimized'}")
+        raise UsageError(f"{option} {path}: a directory; give DIR/NAME", hint=f"{path / 'NAME'}")
     known = path.suffix in (".prototxt", ".caffemodel")
     stem = path.with_suffix("") if known else path
     files = stem.with_name(stem.name + ".prototxt"), stem.with_name(stem.name + ".caffemodel")
     for file in files:
         for name in inputs:
             if file.exists() and Path(name).exists() and file.samefile(name):
-                raise UsageError(f"--output_model {path} would replace {name}, which is read", hint="name another file")
+                raise UsageError(f"{option} {path} would replace {name}, which is read", hint="name another file")
     check_writable(path.parent)
     return files
 

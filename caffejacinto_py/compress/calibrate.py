@@ -18,7 +18,7 @@ from caffejacinto_py.compress.numerics import Format, QParams, make_qparams, ove
 from caffejacinto_py.compress.observe import Observer, Stats
 from caffejacinto_py.compress.qparams import Table
 from caffejacinto_py.engine.net import Net
-from caffejacinto_py.errors import CaffeError, UsageError
+from caffejacinto_py.errors import CaffeError, UsageError, WeightsError
 from caffejacinto_py.ir.graph import Graph, Node
 from caffejacinto_py.passes.quantize import Part, Place, Settings, parts, settings_of
 
@@ -79,6 +79,16 @@ def check_settings(settings: Settings, choice: Choice) -> None:
         raise UsageError("kl needs more values than a channel has", hint="choose mse or min-max for the weights")
 
 
+def check_weights(net: Net) -> None:
+    """Raises WeightsError naming the first layer with weights that are NaN or infinite."""
+    for name, blobs in net.params.items():
+        for i, x in enumerate(blobs):
+            bad = x.numel() - int(torch.isfinite(x).sum())
+            if bad:
+                text = f"layer '{name}': {bad} of {x.numel()} values of blob {i} are NaN or infinite"
+                raise WeightsError(text, hint="these weights cannot be used; take an earlier snapshot")
+
+
 def wanted(graph: Graph, settings: Settings) -> set[str]:
     """Layers whose tops a calibration must have observed: those that take part, and what these read."""
     found = _parts(graph, settings)
@@ -97,10 +107,11 @@ def calibrate(
     """Qparams of every layer that takes part.
 
     net: the float net. observer: of the same net, see `observe` and `wanted`. special: settings of single layers in
-    place of `settings`. Raises UsageError (see `check_settings`), LayerError for weights that are NaN or infinite,
+    place of `settings`. Raises UsageError (see `check_settings`), WeightsError for weights that are NaN or infinite,
     CaffeError for a blob that nobody observed.
     """
     check_settings(settings, choice)
+    check_weights(net)
     found, stats = _parts(net.graph, settings), observer.stats
     tops: dict[Place, QParams] = {}
     tables: dict[str, Table] = {}
@@ -154,8 +165,6 @@ def _weights(net: Net, node: Node, part: Part, settings: Settings, choice: Choic
         return found
     axis = node.layer.output_axis([net.graph.shapes[v] for v in node.inputs])
     for i, (quantize, x) in enumerate(zip(part.weights, net.params.get(node.name, []), strict=True)):
-        if not torch.isfinite(x).all():
-            raise node.layer.fail(f"blob {i} of its weights has NaN or infinite values")
         q = _blob(x, i, part, settings, choice, axis=axis)
         found.append(replace(q, quantize=quantize))
         if quantize:

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from caffejacinto_py.compress.qparams import Table, stamp_layer, stamp_net, write_settings
-from caffejacinto_py.ir.graph import Graph
+from caffejacinto_py.errors import CaffeError
+from caffejacinto_py.ir.build import build
+from caffejacinto_py.ir.graph import Graph, Node
+from caffejacinto_py.layers import registry
 from caffejacinto_py.passes.quantize import Settings, is_stored
+from caffejacinto_py.schema.dialect import Dialect
 
 
 def float_document(message: Any) -> Any:
@@ -32,10 +36,11 @@ def quantized_document(
     """
     net = type(message)()
     net.CopyFrom(message)
-    gone = {n.path[1] for n in before.nodes} - {n.path[1] for n in after.nodes}
+    seen = {_place(n) for n in before.nodes}
+    gone = seen - {_place(n) for n in after.nodes}
     sources: dict[tuple[str, ...], str] = {}
     for node in after.nodes:
-        layer = net.layer[node.path[1]]
+        layer = net.layer[_place(node)]
         layer.CopyFrom(node.proto)
         layer.bottom[:] = [v.name for v in node.inputs]
         layer.top[:] = [v.name for v in node.outputs if v.name != "(automatic)"]
@@ -43,11 +48,10 @@ def quantized_document(
             sources[tuple(layer.top)] = node.name
         if node.name in tables:
             stamp_layer(layer, tables[node.name], settings=settings)
-    seen = {n.path[1] for n in before.nodes}
     for i, layer in enumerate(net.layer):
         if i in seen or layer.bottom:
             continue
-        stands_for = layer.name if layer.name in sources.values() else sources.get(tuple(layer.top))
+        stands_for = str(layer.name) if layer.name in sources.values() else sources.get(tuple(layer.top), "")
         if stands_for in tables and len(layer.top) == len(tables[stands_for][2]):
             stamp_layer(layer, tables[stands_for], settings=settings)
     for i in sorted(gone, reverse=True):
@@ -61,3 +65,21 @@ def quantized_document(
         param.ClearField("precision")
     write_settings(param, settings)
     return net
+
+
+def _place(node: Node) -> int:
+    """The number of a node's layer in the document."""
+    return int(node.path[1])
+
+
+def breaks_training(before: Any, after: Any, dialect: Dialect) -> str | None:
+    """Why the names of a NetParameter do not resolve in phase TRAIN, where those of the one before did."""
+    try:
+        build(before, registry.find, phase="TRAIN", dialect=dialect)
+    except CaffeError:
+        return None
+    try:
+        build(after, registry.find, phase="TRAIN", dialect=dialect)
+    except CaffeError as e:
+        return e.text
+    return None
