@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "classify": "Classify images.",
     "detect": "Score windows of images, as R-CNN does.",
     "calibrate": "Choose the ranges of a quantized net from data and write it with them.",
+    "quantize": "Search the shortest words for a net: Ristretto's `quantize`.",
     "threshold": "Set small weights of convolutions to zero, in a weights file.",
     "lowprecision": "Convert a net to the fixed-point layers of ADaPTION.",
     "convert": "Convert weights: caffemodel, HDF5, npz; BatchNorm forms.",
