@@ -12,7 +12,7 @@ import torch
 from caffejacinto_py.compress import quantize, sparsity
 from caffejacinto_py.engine.evaluate import evaluate
 from caffejacinto_py.engine.net import Net
-from caffejacinto_py.layers.metric import Accuracy
+from caffejacinto_py.passes import heads
 from caffejacinto_py.recipes.resolve import Job
 from caffejacinto_py.solver import build
 from caffejacinto_py.solver.feed import Feed
@@ -57,7 +57,9 @@ def score(
     source = job.nets["test"]
     options: dict[str, Any] = {"dialect": job.dialect, "device": device_of(job, device)}
     net = build.build_net(source, "TEST", seed=0, python_layers=python_layers, **options)
-    if quantize.find(net) is None:
+    graph, tops = heads.score(net.graph)
+    if graph is not net.graph:
+        net = Net(graph, device=net.device, share=net)
         quantize.attach(net)
     tolerant = job.solver is not None and job.solver.ignore_shape_mismatch
     build.load_weights([net], list(weights), tolerant=tolerant or job.dialect.ignore_shape_mismatch)
@@ -85,8 +87,8 @@ def score(
         iterations=found.iterations,
         images=found.iterations * feed.batch,
         loss=found.loss if any(o.loss_weight for o in found.outputs) else None,
-        top1=_top(net, outputs, 1),
-        top5=_top(net, outputs, 5),
+        top1=_top(tops, outputs, 1),
+        top5=_top(tops, outputs, 5),
         outputs=outputs,
         zeros=whole.zeros,
         count=whole.count,
@@ -102,10 +104,9 @@ def device_of(job: Job, device: str | None) -> torch.device:
     return build.choose_device(job.solver, device)
 
 
-def _top(net: Net, outputs: dict[str, float], k: int) -> float | None:
-    """The last accuracy of this k; nets with several classifiers have the main one last."""
-    found = [n.outputs[0].name for n in net.graph.nodes if isinstance(n.layer, Accuracy) and n.layer.param.top_k == k]
-    return next((outputs[name] for name in reversed(found) if name in outputs), None)
+def _top(tops: Sequence[heads.TopK], outputs: dict[str, float], k: int) -> float | None:
+    """The accuracy of this k; of the last classifier, which is the main one where there are several."""
+    return next((outputs[t.output] for t in reversed(tops) if t.k == k and t.output in outputs), None)
 
 
 def bits(net: Any) -> tuple[int, int]:

@@ -143,10 +143,10 @@ def _stage(item: Any, defaults: Table, before: list[Stage]) -> Stage:
     if kind.text not in KINDS:
         hint = near(kind.text, KINDS) or f"one of: {', '.join(KINDS)}"
         raise RecipeError(f"unknown kind of stage '{kind.text}'", loc=kind.loc, hint=hint)
-    iterations = item.count("iterations") or (defaults.count("iterations") if kind.text == TEST else None)
+    iterations = item.count("iterations") or (defaults.count("iterations") if kind.text != TRAIN else None)
     if iterations and kind.text == TRAIN:
         hint = "'set: {max_iter: ...}' says how long a stage trains"
-        raise RecipeError("'iterations' belongs to stages of kind test", loc=item.keys["iterations"], hint=hint)
+        raise RecipeError("'iterations' belongs to stages that test", loc=item.keys["iterations"], hint=hint)
     return Stage(
         name=name.text,
         kind=kind.text,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from caffejacinto_py.errors import CaffeError, Loc, UsageError, misplaced, near, raise_all
 from caffejacinto_py.ir.build import kept
 from caffejacinto_py.recipes.document import RecipeError, Scalar
-from caffejacinto_py.recipes.recipe import NO_WEIGHTS, TEST, TRAIN, Assignment, Inline, Recipe, Stage
+from caffejacinto_py.recipes.recipe import NO_WEIGHTS, OPTIMIZE, TEST, TRAIN, Assignment, Inline, Recipe, Stage
 from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
@@ -41,7 +41,7 @@ class Job:
 
     solver: for training, its nets and snapshots in `folder`; for tests None where the recipe gives none. nets: by file
     name without ending: train, test (test_2, ... where there are more), deploy. iterations: test batches, 0 where
-    nothing is tested.
+    nothing is tested. optimized: batch norm is absorbed before the test, by this stage or by one before it.
     """
 
     stage: Stage
@@ -51,6 +51,7 @@ class Job:
     origin: Origin
     iterations: int
     dialect: Dialect
+    optimized: bool
     where: Where = field(compare=False, repr=False)
 
     @property
@@ -71,12 +72,22 @@ class Job:
 def resolve(recipe: Recipe, *, dialect: str | None = None, compat: Compat | None = None) -> list[Job]:
     """All stages. Touches no data and no weights. Raises CaffeError of the recipe, solvers and nets, with places."""
     jobs: list[Job] = []
+    optimized: list[bool] = []
     errors: list[CaffeError] = []
     for index, stage in enumerate(recipe.stages):
         try:
-            jobs.append(_job(recipe, index, stage, dialect, compat))
+            job = _job(recipe, index, stage, dialect, compat)
         except CaffeError as e:
             errors += getattr(e, "errors", (e,))
+            optimized.append(False)
+            continue
+        origin = job.origin.stage
+        optimized.append(stage.kind == OPTIMIZE or (origin is not None and optimized[origin]))
+        if optimized[-1] and stage.kind == TRAIN:
+            text = f"stage '{stage.name}' cannot train an optimized net: its batch norm is gone"
+            hint = "weights: a stage before the one of kind optimize"
+            errors.append(RecipeError(text, loc=(stage.weights or stage).loc, hint=hint))
+        jobs.append(replace(job, optimized=optimized[-1]))
     raise_all(list({(e.loc, e.text): e for e in errors}.values()))  # stages share files: each of their errors once
     return jobs
 
@@ -110,7 +121,7 @@ def _job(recipe: Recipe, index: int, stage: Stage, dialect: str | None, compat: 
         origin = Origin(files=tuple(message.weights))
     _needs_weights(stage, origin)
     count = message.test_iter[0] if message.test_iter else 0
-    return Job(stage, folder, solver, sources, origin, stage.iterations or count, chosen, where)
+    return Job(stage, folder, solver, sources, origin, stage.iterations or count, chosen, False, where)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------

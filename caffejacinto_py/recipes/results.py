@@ -79,6 +79,7 @@ def digest(job: Job, weights: Sequence[str], options: Mapping[str, Any]) -> str:
     parts = {
         "kind": job.stage.kind,
         "iterations": job.iterations,
+        "optimized": job.optimized,
         "solver": solver.SerializeToString(deterministic=True).hex() if solver is not None else None,
         "nets": {n: s.doc.message.SerializeToString(deterministic=True).hex() for n, s in job.nets.items()},
         "weights": list(weights),

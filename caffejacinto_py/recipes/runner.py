@@ -19,6 +19,7 @@ from caffejacinto_py.errors import CaffeError, UsageError, raise_all
 from caffejacinto_py.passes import prepare
 from caffejacinto_py.recipes import results, table
 from caffejacinto_py.recipes.measure import bits, device_of, score
+from caffejacinto_py.recipes.optimize import optimized
 from caffejacinto_py.recipes.recipe import TRAIN, Recipe
 from caffejacinto_py.recipes.resolve import Job, Origin
 from caffejacinto_py.recipes.results import BEGUN, DONE, Result
@@ -162,6 +163,9 @@ class Runner:
             result.iterations = job.solver.max_iter
             if not self._train(job, start, resume=resume):
                 return False
+        elif job.optimized:
+            job, final = optimized(job, start, self.recipe.name, python_layers=self.python_layers)
+        if final != start:
             result.weights = {os.path.basename(f): results.sha256(f) for f in final}
         if "test" in job.nets and job.iterations:
             found = score(job, final, device=self.device, workers=self.workers, python_layers=self.python_layers)
@@ -169,7 +173,7 @@ class Runner:
                 return False
             result.scores = found.as_dict()
         else:
-            weight_bits, activation_bits = bits(job.nets["train"].doc.message)
+            weight_bits, activation_bits = bits(next(iter(job.nets.values())).doc.message)
             result.scores = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         return True
 

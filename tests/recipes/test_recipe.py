@@ -107,6 +107,15 @@ def test_errors_have_places(
     assert hint is None or found.hint == hint
 
 
+def test_an_optimized_net_is_not_trained(folder: Path) -> None:
+    edit(folder, "  - name: sparse\n", "  - name: fold\n    kind: optimize\n  - name: sparse\n")
+    found = error(folder)
+    assert "cannot train an optimized net" in found.text
+    assert found.loc == Loc("recipe.yaml", 19, 11)
+    edit(folder, "  - name: sparse\n", "  - name: sparse\n    weights: initial\n")
+    assert [j.optimized for j in jobs(folder)] == [False, True, False, False, False]
+
+
 def test_a_mistake_in_the_solver_file_is_shown_there(folder: Path) -> None:
     (folder / "solver.prototxt").write_text('net: "net.prototxt"\nbase_lrr: 1\n')
     found = error(folder)

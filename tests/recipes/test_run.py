@@ -205,6 +205,28 @@ def test_what_a_later_stage_lacks_is_said_first(folder: Path) -> None:
     assert not Path("out").exists()
 
 
+def test_optimize(folder: Path) -> None:
+    """Absorbing batch norm changes no score; the stages behind it test the absorbed net."""
+    edit(
+        folder,
+        "  - name: test\n    kind: test\n",
+        "  - name: test\n    kind: test\n  - name: fold\n    kind: optimize\n",
+    )
+    found = runner().run()
+    assert [r.stage for r in found] == ["initial", "sparse", "test", "fold", "test_quantize"]
+    assert found[3].scores["top1"] == found[2].scores["top1"]
+    assert found[3].scores["loss"] == pytest.approx(found[2].scores["loss"], rel=1e-5)
+    assert found[3].scores["sparsity"] == found[2].scores["sparsity"]
+    for stage in ("fold", "test_quantize"):
+        for name in ("test", "deploy"):
+            net = load_net(f"out/{stage}/{name}.prototxt").message
+            assert "bn" not in [layer.name for layer in net.layer]
+            assert net.quantize == (stage == "test_quantize")
+        assert Path("out", stage, "small.caffemodel").exists()
+    assert "Optimizing layer: Convolution conv (bn)" in Path("out/fold/run.log").read_text()
+    assert actions() == ["keep"] * 5
+
+
 # --- the verb --------------------------------------------------------------------------------------------------------
 def test_dry_run_touches_nothing(folder: Path, capsys: Capture) -> None:
     before = sorted(folder.rglob("*"))
