@@ -163,7 +163,11 @@ class Scorer:
             net = Net(shorten(self.net.graph, plan), device=self.net.device, share=self.net) if plan else self.net
             self.feed.rewind()
             score = evaluate(net, self.feed, self.iterations)
-            value = next(o.value for o in score.outputs if o.name == self.blob)
+            values = [o.value for o in score.outputs if o.name == self.blob]
+            if len(values) != 1:
+                text = f"output '{self.blob}' is not one number a batch, so it is no score"
+                raise UsageError(text, hint="name an output with one element: --score")
+            value = values[0]
             if not math.isfinite(value):
                 raise CaffeError(f"output '{self.blob}' is {value}", hint="are the weights those of this net?")
             self._known[key] = value

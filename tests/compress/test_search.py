@@ -234,6 +234,9 @@ def test_what_cannot_be_searched(net: Net, feed: Batches) -> None:
     broken.params["dw"][0].data[0] = math.nan
     with pytest.raises(CaffeError, match="'dw': its weights have NaN"):
         s.find_parts(net.graph, broken, watched)
+    wide = Net(prepare(document(NET.replace('top: "acc" ', 'top: "acc" top: "each" ')), phase="TEST"), share=net)
+    with pytest.raises(UsageError, match="'each' is not one number a batch"):
+        s.Scorer(wide, feed, 2, "each", 1.0)
     with pytest.raises(LayerError, match="'relu': Ristretto has no form of a ReLU"):
         shorten(net.graph, {"relu": {"bw_params": 8}})
 

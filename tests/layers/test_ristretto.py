@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from caffejacinto_py.layers.base import Context
 from caffejacinto_py.layers.modules.ristretto import quantize
 from caffejacinto_py.layers.modules.rounding import half_away, half_even, stochastic
 from caffejacinto_py.layers.ristretto import Fixed, Minifloat, PowerOfTwo
+from caffejacinto_py.passes import prepare
 from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.dialect import DIALECTS
+from caffejacinto_py.schema.upgrade import load_net
 from tests.layers.harness import Case, build, check_layer, layer_of
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -268,3 +271,16 @@ def test_other_refusals() -> None:
         layer_of('type: "LRNRistretto" lrn_param { norm_region: WITHIN_CHANNEL } ' + minifloat).shapes([(1, 2, 3, 3)])
     with pytest.raises(LayerError, match="normalize is not a field of Ristretto"):
         layer_of('type: "FcRistretto" inner_product_param { num_output: 2 normalize: true }').shapes([(2, 3)])
+
+
+def test_impossible_words_have_their_place(tmp_path: Path) -> None:
+    text = (
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 } } }\n'
+        'layer { name: "fc" type: "FcRistretto" bottom: "x" top: "y" inner_product_param { num_output: 2 }\n'
+        "  quantization_param { precision: 1\n    mant_bits: 40 } }\n"
+    )
+    (tmp_path / "n.prototxt").write_text(text)
+    with pytest.raises(LayerError, match="layer 'fc' .FcRistretto.: mant_bits must be between 0 and 23, not 40") as e:
+        prepare(load_net(tmp_path / "n.prototxt"), phase="TEST")
+    assert e.value.loc is not None
+    assert (e.value.loc.line, e.value.loc.col) == (4, 5)
