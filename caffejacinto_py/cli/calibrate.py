@@ -30,7 +30,7 @@ def _method(name: str, **more: Any) -> Any:
 @click.command()
 @click.option("--model", required=True, type=options.FILE, help="The float net, text.")
 @click.option("--weights", required=True, type=options.CommaList(), help="Weights files, comma-separated.")
-@click.option("--output", required=True, type=options.FILE, metavar="DIR/NAME",
+@click.option("--output-model", "--output", "output", required=True, type=options.FILE, metavar="DIR/NAME",
               help="Where DIR/NAME.prototxt and DIR/NAME.caffemodel go; DIR must be there.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(min=1), default=50, show_default=True, help="Batches to observe.")
 @_method("--method", default="min-max", show_default=True, help="How ranges are chosen.")
