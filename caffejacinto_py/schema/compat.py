@@ -40,12 +40,12 @@ SWITCHES: dict[str, Switch] = {
     ),
     "adaption": Switch(
         (SOUND, "cpu", "gpu"),
-        "Stochastic rounding of LP layers. cpu: always floor, as that build draws 0. gpu: DETERMINISTIC falls through "
-        "into STOCHASTIC for weights and other out-of-place rounding.",
+        "Stochastic rounding of LP layers. cpu: always floor, as that build draws 0, and NaN becomes the lowest value. gpu: "
+        "DETERMINISTIC falls through into STOCHASTIC for weights and other out-of-place rounding.",
     ),
     "lp_param": Switch(
         ("logical", "physical"),
-        "What a `param` entry of an LP layer means. logical: 0 weights, 1 bias (4 entries: the four blobs). "
+        "What a `param` entry of an LP layer means. logical: 0 weights, 1 bias (3 or 4 entries: the four blobs). "
         "physical: entry i is blob i of (weights, rounded weights, bias, rounded bias), as ADaPTION reads it.",
     ),
     "ristretto": Switch(

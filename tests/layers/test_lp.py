@@ -224,3 +224,22 @@ def test_masters_and_fillers_do_not_depend_on_copies() -> None:
     assert not low.params["c"][1].any()
     low(dict(d=torch.ones(1, 2, 4, 4)))
     assert low.params["c"][1].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("text", [CONV, IP, 'type: "LPAct" lpfp_param { bd: 2 ad: 11 }'])
+def test_a_gpu_rounds_to_the_same_values(text: str) -> None:
+    """Rounded blobs and activations are equal; sums agree to rounding."""
+    shape = (2, 3, 5, 4) if "Conv" in text else (4, 30)
+    built = build(text, [shape], dtype=torch.float32)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 3
+    (cpu,) = built(x)
+    copies = [p.detach().clone() for p in built.blobs[1::2]]
+    built.module.cuda()
+    (gpu,) = built(x.cuda())
+    for before, now in zip(copies, built.blobs[1::2], strict=True):
+        assert torch.equal(before, now.detach().cpu())
+    if built.blobs:
+        torch.testing.assert_close(gpu.detach().cpu(), cpu.detach(), rtol=1e-3, atol=1e-3)  # TF32 may be on
+    else:
+        assert torch.equal(gpu.cpu(), cpu)
