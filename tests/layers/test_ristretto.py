@@ -67,9 +67,9 @@ def test_nan_is_seen(number) -> None:
     assert math.isnan(short([NAN], number)[0])
 
 
-@pytest.mark.parametrize("exponent", range(-126, 128))
-def test_powers_of_two_are_exact(exponent: int) -> None:
-    assert short([2.0**exponent * 1.2], PowerOfTwo(-126, 127)) == [2.0**exponent]
+def test_powers_of_two_are_exact() -> None:
+    want = [2.0**e for e in range(-126, 128)]
+    assert short([1.2 * v for v in want], PowerOfTwo(-126, 127)) == want
 
 
 FLOATS = st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=20)
@@ -91,7 +91,7 @@ def limits(number) -> tuple[float, float]:
 
 
 @given(FLOATS, NUMBERS, st.sampled_from([half_away, half_even, stochastic]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_rounded_twice_is_rounded_once_and_inside_the_limits(values: list[float], number, rounding) -> None:
     x = torch.tensor(values)
     once = quantize(x, number, rounding)
@@ -101,7 +101,7 @@ def test_rounded_twice_is_rounded_once_and_inside_the_limits(values: list[float]
 
 
 @given(FLOATS, NUMBERS, st.sampled_from([half_away, half_even]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_order_is_kept(values: list[float], number, rounding) -> None:
     x = torch.tensor(values).sort().values
     # powers of two have no zero: its code is the smallest positive one
@@ -280,7 +280,9 @@ def test_impossible_words_have_their_place(tmp_path: Path) -> None:
         "  quantization_param { precision: 1\n    mant_bits: 40 } }\n"
     )
     (tmp_path / "n.prototxt").write_text(text)
-    with pytest.raises(LayerError, match="layer 'fc' .FcRistretto.: mant_bits must be between 0 and 23, not 40") as e:
+    with pytest.raises(
+        LayerError, match=r"layer 'fc' \(FcRistretto\): mant_bits must be between 0 and 23, not 40"
+    ) as e:
         prepare(load_net(tmp_path / "n.prototxt"), phase="TEST")
     assert e.value.loc is not None
     assert (e.value.loc.line, e.value.loc.col) == (4, 5)
