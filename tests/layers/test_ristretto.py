@@ -145,7 +145,7 @@ LEVELS = [np.round(np.random.default_rng(3).uniform(-1, 1, s) * 16) / 16 for s i
 @pytest.mark.parametrize(
     "case",
     [
-        Case(CONV % "pad: 1", [(2, 3, 5, 5)], compiled=True, **RANDOM),
+        Case(CONV % "pad: 1", [(2, 3, 5, 5)], **RANDOM),
         Case(CONV % "group: 2 stride: 2", [(2, 4, 7, 6)], **RANDOM),
         Case(CONV % "", [(2, 3, 5, 5)] * 2, tops=2, **RANDOM),
         Case('type: "DeconvolutionRistretto" convolution_param { num_output: 2 kernel_size: 4 stride: 2 pad: 1 '
