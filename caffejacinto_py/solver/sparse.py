@@ -165,7 +165,10 @@ class Sparse:
         factor, last_event = F(saved["factor"]), int(saved["last_event"])
         masks = []
         for w in self.weights:
-            packed, n = arrays[f"mask/{w.name}"], w.param.numel()
+            packed, n = arrays.get(f"mask/{w.name}"), w.param.numel()
+            if packed is None:  # a layer that the solver did not prune when this was saved
+                masks += sparsity.masks([w])
+                continue
             if packed.size != (n + 7) // 8:
                 raise ValueError(f"the mask of layer '{w.name}' has another size")
             bits = np.unpackbits(packed, count=n)
