@@ -40,8 +40,8 @@ SWITCHES: dict[str, Switch] = {
     ),
     "adaption": Switch(
         (SOUND, "cpu", "gpu"),
-        "Stochastic rounding of LP layers. cpu: always floor, as that build draws 0, and NaN becomes the lowest value. gpu: "
-        "DETERMINISTIC falls through into STOCHASTIC for weights and other out-of-place rounding.",
+        "Rounding of LP layers. cpu: STOCHASTIC is always floor, as that build draws 0; NaN becomes the lowest value. "
+        "gpu: DETERMINISTIC falls through into STOCHASTIC for weights and other out-of-place rounding.",
     ),
     "lp_param": Switch(
         ("logical", "physical"),
