@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from caffejacinto_py.compress.integer import Built
-    from caffejacinto_py.compress.integer_check import OpCheck
+    from caffejacinto_py.compress.integer_check import OpCheck, Verification
     from caffejacinto_py.engine.net import Net
 
 _FED_BY_HAND = ("input", "memory")  # kinds of sources that have no data of their own
@@ -50,12 +51,13 @@ def command(model: Path, weights: tuple[str, ...], output: Path, verify: int, pi
     are powers of two every number must be equal to the simulation in float64, bit for bit; else each layer, fed with
     the simulation's integers, may be off by one step (LSB). The columns `differ` and `LSB` are of the whole run;
     `float32` counts the numbers that differ from the simulation in float32. `acc bits`: what the accumulator needs in
-    the worst case, with sign. Nothing is written when the verification fails (exit code 4).
+    the worst case, with sign. Metrics and losses that were left out are computed from the program's outputs too, and
+    printed beside those of the simulation. Nothing is written when the verification fails (exit code 4).
 
     JSON: {"model", "weights", "files", "inputs", "outputs", "layers": [{"layers", "op", "tensor", "bits",
     "weight_bits", "signed", "scale", "zero", "gain_kind", "gain", "shift", "accumulator_bits", "sum_bits", "exact",
     "numbers", "differing", "largest", "alone_differing", "alone_largest", "float32_differing", "accumulator"}],
-    "left_out", "notes", "batches"}; what was not verified is null.
+    "left_out", "notes", "batches", "scores": [{"name", "integer", "simulation"}]}; what was not verified is null.
     """
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.compress.integer import build
@@ -68,7 +70,8 @@ def command(model: Path, weights: tuple[str, ...], output: Path, verify: int, pi
     check_writable(document.parent)
     net = _open(model, weights, given, log)
     built = build(net.graph, _blobs(net), pixels=pixels)
-    checks = _verify(built, net, verify, given["workers"]) if verify else []
+    done = _verify(built, net, verify, given["workers"]) if verify else None
+    checks = done.checks if done else ()
     rows = _rows(built, checks)
     bad = [c.op["layer"] for c in checks if not c.good]
     files = [] if bad else [str(p) for p in write_program(built.program, output, extra={"verified_batches": verify})]
@@ -76,9 +79,10 @@ def command(model: Path, weights: tuple[str, ...], output: Path, verify: int, pi
         info = built.program.info
         options.print_json({"model": str(model), "weights": list(weights), "files": files, "inputs": info["inputs"],
                             "outputs": info["outputs"], "layers": rows, "left_out": info["left_out"],
-                            "notes": list(built.notes), "batches": verify})  # fmt: skip
+                            "notes": list(built.notes), "batches": verify,
+                            "scores": [asdict(s) for s in done.scores] if done else []})  # fmt: skip
     else:
-        _print(built, rows, verify, files)
+        _print(built, rows, done, files)
     if bad:
         text = f"the integer program differs from the simulation at {', '.join(bad)}"
         raise ComparisonError(text, hint="nothing was written; the table shows how much each layer differs")
@@ -95,7 +99,7 @@ def _blobs(net: Net) -> dict[str, list[np.ndarray]]:
     return {name: [p.detach().cpu().numpy() for p in params] for name, params in net.params.items()}
 
 
-def _verify(built: Built, net: Net, count: int, workers: int) -> list[OpCheck]:
+def _verify(built: Built, net: Net, count: int, workers: int) -> Verification:
     import torch
 
     from caffejacinto_py.compress import quantize
@@ -139,7 +143,7 @@ def _rows(built: Built, checks: Sequence[OpCheck]) -> list[dict[str, Any]]:
     return rows
 
 
-def _print(built: Built, rows: Sequence[Mapping[str, Any]], batches: int, files: Sequence[str]) -> None:
+def _print(built: Built, rows: Sequence[Mapping[str, Any]], done: Verification | None, files: Sequence[str]) -> None:
     table = [_HEAD, *(_cells(built, row) for row in rows)]
     click.echo(options.table(table, "lllrlrrrr"))
     for name in built.program.info["inputs"]:
@@ -151,11 +155,13 @@ def _print(built: Built, rows: Sequence[Mapping[str, Any]], batches: int, files:
         click.echo("Left out: " + ", ".join(f"{x['layer']} ({x['type']})" for x in left))
     for note in built.notes:
         click.echo(f"note: {note}")
-    if batches:
+    if done:
         total, off = sum(r["numbers"] for r in rows), sum(r["differing"] for r in rows)
         exact = sum(r["exact"] for r in rows)
-        click.echo(f"Verified {batches} batches: {off} of {total} numbers differ from the simulation in float64; "
+        click.echo(f"Verified {done.batches} batches: {off} of {total} numbers differ from the simulation in float64; "
                    f"{exact} of {len(rows)} ops are exact by construction")  # fmt: skip
+        for score in done.scores:
+            click.echo(f"{score.name}: {score.integer:.6g} of the integers, {score.simulation:.6g} of the simulation")
     for file in files:
         click.echo(f"Wrote {file}")
 

@@ -8,7 +8,7 @@ quantizes (Convolution before ReLU) never becomes a tensor: the ReLU joins the o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from caffejacinto_py.compress import integer_ops as ops
 from caffejacinto_py.compress.integer_ops import Tensor, stored
 from caffejacinto_py.compress.integer_run import FORMAT, VERSION, Program
+from caffejacinto_py.compress.numerics import QParams
 from caffejacinto_py.errors import CaffeError, LayerError, Loc, PrototxtError, UsageError, raise_all
 from caffejacinto_py.ir.graph import Graph, Node, Value
 from caffejacinto_py.layers.base import IntegerForm
@@ -23,6 +24,7 @@ from caffejacinto_py.passes.quantize import plan
 
 CALIBRATE = "`caffejacinto calibrate` writes a prototxt with the quantization parameters of every layer"
 ABSORB = "absorb batch norm first: `caffejacinto optimize`"
+UNQUANTIZED_INPUT = "an input of the net without qparams"
 PIXELS = "for whole numbers 0 .. 255, such as pixels, give --pixels; " + CALIBRATE
 
 
@@ -104,6 +106,7 @@ def _place(graph: Graph, *fields: str | int) -> Loc | None:
 
 
 def _finish(state: _State) -> Built:
+    assert "" not in state.without.values(), "a layer is to blame, but there is no error"
     read = {name for op in state.ops for name in op["inputs"]}
     made = [op["output"] for op in state.ops]
     inputs = [name for name in state.inputs if name in read]
@@ -127,45 +130,34 @@ def _finish(state: _State) -> Built:
 def _add(state: _State, node: Node) -> None:
     if node.layer.source:
         return _source(state, node)
-    ready = [v in state.tensors for v in node.inputs]
     role = node.layer.quantizes
-    if not any(ready) or (role is None and not all(ready)):
-        return _leave_out(state, node, role)
     form = node.layer.integer_form([state.graph.shapes[v] for v in node.inputs])
-    if form is None:
-        if role is None:
-            return _leave_out(state, node, role)
-        hint = ABSORB if role in ("norm", "scale") else None
-        raise node.layer.fail("this layer has no integer form", hint=hint)
-    for v, ok in zip(node.inputs, ready):
-        if not ok and state.without.get(v) != "":
-            raise node.layer.fail(f"it reads '{v.name}', which is not quantized{_because(state, v)}", hint=CALIBRATE)
-    if not all(ready):
-        return _leave_out(state, node, None)
+    if form is None and role is not None:
+        raise node.layer.fail("this layer has no integer form", hint=ABSORB if role in ("norm", "scale") else None)
+    ready = [v in state.tensors for v in node.inputs]
+    found = stored(node)
+    quantized = any(q is not None for q in (*found.weights, *found.outs))
+    if form is None or (not any(ready) and not quantized):
+        return _leave_out(state, node)
+    missing = [v for v in node.inputs if v not in state.tensors]
+    for v in missing:
+        if state.without[v]:
+            hint = PIXELS if state.without[v] == UNQUANTIZED_INPUT else CALIBRATE
+            raise node.layer.fail(f"it reads '{v.name}', which is not quantized ({state.without[v]})", hint=hint)
+    if missing:  # an earlier layer is to blame
+        return _leave_out(state, node)
     if form.op in ("same", "reshape"):
         return _view(state, node, form)
     return _compute(state, node, form)
 
 
-def _because(state: _State, value: Value) -> str:
-    return f" ({state.without[value]})" if state.without.get(value) else ""
-
-
-def _leave_out(state: _State, node: Node, role: str | None) -> None:
-    """A layer behind the last integers; an error if it should have some."""
-    if role is not None and any(q is not None for q in stored(node).outs):
-        missing = next((v for v in node.inputs if state.without.get(v) != ""), None)
-        if missing is not None:
-            text = f"it reads '{missing.name}', which is not quantized{_because(state, missing)}"
-            raise node.layer.fail(text, hint=PIXELS if state.without[missing] == _UNQUANTIZED_INPUT else CALIBRATE)
+def _leave_out(state: _State, node: Node) -> None:
+    """A layer that makes no integers. What quantized layers read of it is an error of theirs."""
     blamed = any(state.without.get(v) == "" for v in node.inputs)
     if not blamed:
         state.left_out.append({"layer": node.name, "type": node.type})
     for v in node.outputs:
         state.without[v] = "" if blamed else f"layer '{node.name}' ({node.type}) has no integer form"
-
-
-_UNQUANTIZED_INPUT = "an input of the net without qparams"
 
 
 def _source(state: _State, node: Node) -> None:
@@ -175,7 +167,7 @@ def _source(state: _State, node: Node) -> None:
         if q is None and state.pixels and i == 0:
             q = ops.PIXELS
         if q is None:
-            state.without[value] = _UNQUANTIZED_INPUT
+            state.without[value] = UNQUANTIZED_INPUT
             continue
         tensor = _tensor(state, value, ops.tensor_form(node, q, "qparam_out", i))
         state.inputs.append(tensor.name)
@@ -212,7 +204,11 @@ def _compute(state: _State, node: Node, form: IntegerForm) -> None:
     ins = [state.tensors[v] for v in node.inputs]
     several = len(node.outputs) > 1  # a Convolution with several bottoms: one op a pair
     for i, value in enumerate(node.outputs):
-        layers, last, q, relu = _settle(state, node, value, found.out(i), form.op == "relu")
+        settled = _settle(state, node, value, found.out(i), form.op == "relu")
+        if settled is None:
+            state.without[value] = ""
+            continue
+        layers, last, q, relu = settled
         out = _tensor(state, last, ops.tensor_form(layers[-1], q, "qparam_out", 0 if len(layers) > 1 else i))
         key = node.name if not several else f"{node.name}[{i}]"
         op = ops.emit(node, form, [ins[i]] if several else ins, out, found, state.weights.get(node.name, ()))
@@ -227,15 +223,19 @@ def _compute(state: _State, node: Node, form: IntegerForm) -> None:
             state.exact.add(out.name)
 
 
-def _settle(state: _State, node: Node, value: Value, q: Any, relu: bool) -> tuple[list[Node], Value, Any, bool]:
+def _settle(
+    state: _State, node: Node, value: Value, q: QParams | None, relu: bool
+) -> tuple[list[Node], Value, QParams, bool] | None:
     """From a top that is not quantized to the one that is: ReLU layers in between join. (layers, value, qparams,
-    whether there is a ReLU)."""
+    whether there is a ReLU); None: a layer without integer form follows, which is an error of its own."""
     readers, layers = state.graph.readers(), [node]
     while q is None:
         found = readers[value]
         following = found[0][0] if len(found) == 1 else None
-        form = following.layer.integer_form([state.graph.shapes[value]]) if following and _joins(following) else None
-        if following is None or form is None or form.op not in ("relu", "same"):
+        form = _form(state.graph, following) if following else None
+        if following and form is None and following.layer.quantizes is not None:
+            return None
+        if following is None or form is None or form.op not in ("relu", "same") or len(following.outputs) > 1:
             text = f"its top '{value.name}' has no quantization parameters with quantize: true"
             raise node.layer.fail(text, hint=CALIBRATE)
         layers.append(following)
@@ -244,11 +244,8 @@ def _settle(state: _State, node: Node, value: Value, q: Any, relu: bool) -> tupl
     return layers, value, q, relu
 
 
-def _joins(node: Node) -> bool:
-    return len(node.inputs) == 1 and len(node.outputs) == 1
-
-
-def with_batch(built: Built, batch: int) -> Built:
-    """The same program described for another batch size; ops do not depend on it."""
-    tensors = {n: {**t, "shape": [batch, *t["shape"][1:]]} for n, t in built.program.tensors.items()}
-    return replace(built, program=Program({**built.program.info, "tensors": tensors}, built.program.arrays))
+def _form(graph: Graph, node: Node) -> IntegerForm | None:
+    try:
+        return node.layer.integer_form([graph.shapes[v] for v in node.inputs])  # type: ignore[no-any-return]
+    except LayerError:  # raised again where the layer's own turn comes
+        return None

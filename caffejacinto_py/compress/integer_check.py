@@ -55,6 +55,24 @@ class OpCheck:
         return self.whole.count == 0 if self.exact else self.alone.most <= 1
 
 
+@dataclass(frozen=True)
+class Score:
+    """Mean of a net output that is one number (accuracy, loss): behind the program, and in the simulation."""
+
+    name: str
+    integer: float
+    simulation: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """checks: one an op, in order. scores: what the layers left out say of the program's outputs."""
+
+    checks: tuple[OpCheck, ...]
+    scores: tuple[Score, ...]
+    batches: int
+
+
 class Tape(Hook):
     """Remembers blobs of a pass as integers. Last of several hooks, it sees what the simulation made."""
 
@@ -81,44 +99,69 @@ class Tape(Hook):
             raise InputError(text, hint="calibrate the net instead of --pixels")
 
 
-def simulated(built: Built, net: Net, batch: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """The integers of every tensor of the program in one pass of the simulation: `net` with its hook."""
+def simulated(built: Built, net: Net, batch: Mapping[str, Tensor]) -> tuple[dict[str, np.ndarray], dict[str, Tensor]]:
+    """One pass of the simulation, `net` with its hook: the integers of every tensor of the program; the net's
+    outputs."""
     tape, before = Tape(built), net.hook
     net.hook = Hooks(before, tape) if before is not None else tape
     try:
         with torch.no_grad():
-            net(batch)
+            outputs = net(batch).outputs
     finally:
         net.hook = before
-    return tape.values
+    return tape.values, outputs
+
+
+def finished(
+    built: Built, net: Net, batch: Mapping[str, Tensor], values: Mapping[str, np.ndarray]
+) -> dict[str, Tensor]:
+    """Outputs of the layers that the program leaves out, on its tensors as reals; those that can be computed so."""
+    program, names = built.program, {entry["layer"] for entry in built.program.info["left_out"]}
+    blobs = {v: torch.from_numpy(dequantize(program, n, values[n])).to(net.dtype) for n, v in built.places.items()}
+    for source in net.sources:
+        blobs.update((v, net.feed(v.name, batch)) for v in source.node.outputs if v not in blobs)
+    for step, module in zip(net.plan.steps, net.layers, strict=True):
+        node = step.node
+        if node.name in names and all(v in blobs for v in node.inputs):
+            with torch.no_grad():
+                out = module(*(blobs[v] for v in node.inputs))
+            blobs.update(zip(node.outputs, out if isinstance(out, tuple) else (out,), strict=True))
+    return {v.name: blobs[v] for v in net.graph.outputs if v in blobs}
 
 
 def verify(
     built: Built, net: Net, batches: Iterable[Mapping[str, Tensor]], *, net32: Net | None = None
-) -> list[OpCheck]:
+) -> Verification:
     """Run program and simulation side by side. net: the quantized net in float64, with its simulation hook; net32: the
     same in float32, whose differences are counted too. batches: what the nets are fed."""
-    program = built.program
+    program, count = built.program, 0
     checks = {
         op["output"]: OpCheck(op, op["output"] in built.exact, 0, Difference(), Difference(), Difference())
         for op in program.info["ops"]
     }
+    sums: dict[str, list[float]] = {}
 
     def watch(op: Mapping[str, Any], accumulator: int, total: int) -> None:
         check = checks[op["output"]]
         check.accumulator, check.total = max(check.accumulator, accumulator), max(check.total, total)
 
     for batch in batches:
-        theirs = simulated(built, net, batch)
+        count += 1
+        theirs, outputs = simulated(built, net, batch)
         ours = run(program, {name: theirs[name] for name in program.info["inputs"]}, watch=watch)
-        single = simulated(built, net32, batch) if net32 is not None else {}
+        single = simulated(built, net32, batch)[0] if net32 is not None else {}
         for name, check in checks.items():
             check.numbers += ours[name].size
             check.whole.add(ours[name], theirs[name])
             check.alone.add(_alone(program, check.op, theirs), theirs[name])
             if net32 is not None:
                 check.in_float32.add(ours[name], single[name])
-    return list(checks.values())
+        for name, value in finished(built, net, batch, ours).items():
+            if value.numel() == 1:
+                old = sums.setdefault(name, [0.0, 0.0])
+                sums[name] = [old[0] + float(value), old[1] + float(outputs[name])]
+    scores = tuple(Score(name, a / count, b / count) for name, (a, b) in sums.items())
+    return Verification(tuple(checks.values()), scores, count)
 
 
 def _alone(program: Program, op: Mapping[str, Any], theirs: Mapping[str, np.ndarray]) -> np.ndarray:

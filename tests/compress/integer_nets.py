@@ -41,24 +41,32 @@ class _Ranges(Hook):
         return outs
 
 
-def quantized(source: str, settings: Settings, *, seed: int = 0, batch: Any = None) -> tuple[Any, Net]:
-    """The net with the qparams of one pass over random data (or `batch`), and a float net with its weights."""
-    graph = prepare(text.parse(source, "NetParameter"), phase="TEST")
+def quantized(
+    source: Any, settings: Settings, *, seed: int = 0, batch: Any = None, model: Any = None
+) -> tuple[Any, Net]:
+    """The net (text or message) with the qparams of one pass over random data (or `batch`), and a float net with its
+    weights, which are random unless there is a `model`."""
+    graph = prepare(text.parse(source, "NetParameter") if isinstance(source, str) else source, phase="TEST")
     net = Net(graph, dtype=torch.float64, seed=seed)
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for blobs in net.params.values():
             for blob in blobs:
                 blob.copy_(torch.randn(blob.shape, generator=rng, dtype=torch.float64).float())
+    if model is not None:
+        net.load(model)
     net.hook = ranges = _Ranges()
     if batch is None:
-        batch = {t: torch.randn(s, generator=rng) * 3 for x in net.sources for t, s in zip(x.tops, x.shapes)}
+        shapes = {top: shape for x in net.sources for top, shape in zip(x.tops, x.shapes)}
+        batch = {t: torch.randn(s, generator=rng) * 3 if len(s) > 1 else torch.zeros(s) for t, s in shapes.items()}
     with torch.no_grad():
         net(batch)
     net.hook = None
     tables: dict[str, Any] = {}
     for name, part in parts(graph, settings).items():
-        weights = [_weight(p.detach(), i, settings) for i, p in enumerate(net.params.get(name, []))]
+        node = graph.node(name)
+        axis = node.layer.output_axis([graph.shapes[v] for v in node.inputs])
+        weights = [_weight(p.detach(), i, axis, settings) for i, p in enumerate(net.params.get(name, []))]
         form = Format(settings.bits_activations, settings.power2_activations, settings.offset_activations)
         outs = [make_qparams(low, high, form) for low, high in ranges.found[name]]
         tables[name] = (
@@ -69,10 +77,10 @@ def quantized(source: str, settings: Settings, *, seed: int = 0, batch: Any = No
     return write_qparams(graph, tables, settings=settings, fixed=True), net
 
 
-def _weight(blob: torch.Tensor, i: int, s: Settings) -> QParams:
+def _weight(blob: torch.Tensor, i: int, axis: int | None, s: Settings) -> QParams:
     form = Format(s.bits_bias if i else s.bits_weights, s.power2_weights, s.offset_weights)
-    if s.per_channel and i == 0 and blob.dim() > 1:
-        flat = blob.flatten(1)
+    if s.per_channel and i == 0 and axis is not None:
+        flat = blob.movedim(axis, 0).flatten(1)
         return per_channel(flat.amin(1), flat.amax(1), form)
     return make_qparams(float(blob.min()), float(blob.max()), form)
 
