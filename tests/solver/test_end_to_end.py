@@ -173,11 +173,11 @@ def test_jacintonet_tiny_sparse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(achieved, table["sparse_applied/sparsity_achieved"], atol=2e-3)
     # equally right runs end between 0.4420 and 0.4427
     assert sparsity.total(sparsity.measure(solver.net)).fraction == pytest.approx(0.442, abs=2e-3)
-    agree(np.array(found), tmp_path, "sparse_loss", first=2e-2)  # 8e-3 in the reference's own variants
+    agree(np.array(found), tmp_path, "sparse_loss", first=1e-3)  # up to 8e-3 in the reference's variants; here 3e-6
     want = np.load("sparse_params_40.npz")
     other = sum(
         int(((solver.net.params[n.name][0].detach().numpy() == 0) != (want[f"{n.name}/0"] == 0)).sum())
         for n in sparsity.weights(solver.net)
     )
-    assert other <= 400, "weights that are zero in only one of the two; 184 between equally right runs"
+    assert other <= 184, "weights that are zero in only one of the two: more than between equally right runs"  # here 0
     assert abs(scores(solver)["accuracy"] - table["sparse_test0/accuracy"][1]) <= 0.03
