@@ -21,8 +21,11 @@ def attach(net: Net) -> Simulation | None:
     """Give a net the hook that its prototxt asks for, with `quantize: true` or stored qparams; None: it asks for none.
 
     `dialect.compat.quantization` decides between the sound simulation and the binary's. A net that has a hook keeps it,
-    the simulation comes first.
+    the simulation comes first; one that has a simulation keeps that.
     """
+    found = find(net)
+    if found is not None:
+        return found
     scheme = plan(net.graph)
     if scheme is None:
         return None
