@@ -17,6 +17,7 @@ from caffejacinto_py.compress import integer_ops as ops
 from caffejacinto_py.compress.integer_ops import Tensor, stored
 from caffejacinto_py.compress.integer_run import FORMAT, VERSION, Program
 from caffejacinto_py.compress.numerics import QParams
+from caffejacinto_py.compress.qparams import SUFFIX
 from caffejacinto_py.errors import CaffeError, LayerError, Loc, PrototxtError, UsageError, raise_all
 from caffejacinto_py.ir.graph import Graph, Node, Value
 from caffejacinto_py.layers.base import IntegerForm
@@ -114,7 +115,7 @@ def _finish(state: _State) -> Built:
     info = {
         "format": FORMAT,
         "version": VERSION,
-        "name": state.graph.name,
+        "name": state.graph.name.removesuffix(SUFFIX),
         "inputs": inputs,
         "outputs": [name for name in made if name not in read],
         "tensors": {name: t.describe() for name, t in kept.items()},

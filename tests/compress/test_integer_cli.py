@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +146,35 @@ def test_the_file_runs_on_its_own(folder: Path) -> None:
     np.save("x.npy", x[:, :2])
     done = subprocess.run([*call, where, "p.json", "x.npy"], capture_output=True, text=True)
     assert (done.returncode, done.stderr[:23]) == (3, "error: input 'data' has")
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+def test_the_c_of_the_documentation(folder: Path) -> None:
+    """docs/integer.md, compiled, computes the numbers of the reference."""
+    page = (Path(__file__).parents[2] / "docs" / "integer.md").read_text()
+    Path("op.c").write_text(page.split("```c\n")[1].split("```")[0])
+    subprocess.run(["cc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", "op.so", "op.c"], check=True)
+    c = ctypes.CDLL("./op.so")
+    c.conv_sum.restype = ctypes.c_int64
+    for settings in (POW2, Settings(bits_weights=8, offset_activations=True)):
+        message, weights = quantized(NET, settings)
+        program = program_of(message, weights).program
+        op, tensors = program.info["ops"][0], program.tensors
+        x = np.random.default_rng(0).integers(*integer_run.limits(tensors["data"]), (1, 3, 8, 8))
+        theirs = integer_run.run(program, {"data": x})[op["output"]]
+        pointer = lambda a: np.ascontiguousarray(a, np.int32).ctypes.data_as(ctypes.c_void_p)  # noqa: E731
+        arrays = {k: program.arrays[op[k]].ravel().tolist() for k in ("weight_zero", "add", "shift")}
+        arrays["gain"] = program.arrays[op["gain"][0]].ravel().tolist()
+        image, weight = np.ascontiguousarray(x, np.int32), np.ascontiguousarray(program.arrays[op["weight"]], np.int32)
+        out = tensors[op["output"]]
+        for o, y, u in np.ndindex(*theirs.shape[1:]):
+            zero, gain, add, shift = (arrays[k][o % len(arrays[k])] for k in ("weight_zero", "gain", "add", "shift"))
+            total = c.conv_sum(pointer(image), 3, 8, 8, tensors["data"]["zero"], pointer(weight), zero, 3, 3, 1, 0, 1,
+                               o, y, u)  # fmt: skip
+            wide = [ctypes.c_int64(v) for v in (total, gain, add)]
+            n = c.finish(wide[0], wide[1], op["gain_kind"] == "shift", wide[2], op["relu"], shift, ctypes.c_int64(1),
+                         out["zero"], *integer_run.limits(out))  # fmt: skip
+            assert n == theirs[0, o, y, u]
 
 
 # --- nets of caffe-jacinto --------------------------------------------------------------------------------------------
