@@ -20,6 +20,7 @@ from caffejacinto_py.compress.numerics import (
     Format,
     QParams,
     half_away,
+    in_memory_order,
     make_qparams,
     over_axis,
     per_channel,
@@ -79,7 +80,7 @@ class Sound(Simulation):
         for k, out in enumerate(outs):
             row = self.rows.get((node.name, k))
             if row is not None and out.numel():
-                self._seen[row] = torch.aminmax(_dense(out.detach()))
+                self._seen[row] = torch.aminmax(in_memory_order(out.detach()))
             if table is not None and k < len(table[2]) and table[2][k].quantize:
                 made[k] = self.numbers(out, table[2][k], part)
         return tuple(made)
@@ -108,7 +109,7 @@ class Sound(Simulation):
     def compute(self, net: Net) -> dict[str, Table]:
         weights = {(p.name, i): None for p in self.scheme.parts.values() for i, w in enumerate(p.weights) if w}
         blobs = [net.params[name][i].detach() for name, i in weights]
-        pairs = [torch.stack(torch.aminmax(_dense(b))).float() for b in blobs]
+        pairs = [torch.stack(torch.aminmax(in_memory_order(b))).float() for b in blobs]
         # one look at the device for all numbers of the net
         numbers = torch.cat([self.ranges.to(net.device), *(p[None] for p in pairs)]).tolist()
         spans = dict(zip(weights, numbers[len(self.rows) :], strict=True))
@@ -179,10 +180,3 @@ class Sound(Simulation):
         if ranges.shape != self.ranges.shape:
             raise ValueError(f"ranges of {len(ranges)} blobs, this net quantizes {len(self.ranges)}")
         self.ranges = ranges
-
-
-def _dense(x: Tensor) -> Tensor:
-    """The same values in memory order: a reduction over channels_last memory need not copy."""
-    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1)
-    return x

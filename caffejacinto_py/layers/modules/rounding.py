@@ -10,9 +10,12 @@ from torch import Tensor
 
 def half_away(y: Tensor) -> Tensor:
     """To the nearest integer, halves away from zero (C's round)."""
-    # trunc(y) is exact and |y - trunc(y)| too; adding 0.5 first would round 0.49999997 up
-    whole = y.trunc()
-    return whole + ((y - whole).abs() >= 0.5).to(y.dtype) * y.sign()
+    return y.abs().add_(below_half(y.dtype)).floor_().mul_(y.sign())
+
+
+def below_half(dtype: torch.dtype) -> float:
+    """The largest number below 1/2. Added to |y| it makes floor round to nearest; 1/2 would bring 0.49999997 to 1."""
+    return 0.5 - torch.finfo(dtype).eps / 4
 
 
 def half_even(y: Tensor) -> Tensor:
