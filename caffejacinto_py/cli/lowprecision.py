@@ -75,6 +75,12 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
     log = prepare_run(given)
     net = open_net(model, weights, {**given, "phase": "TEST"}, log)
     _fed(net)
+    norms = [n for n in net.graph.nodes if n.layer.quantizes == "norm"]
+    if norms:
+        text = (
+            "layer '%s' (%s) stays as it is, behind a rounded convolution; `caffejacinto optimize` absorbs batch norm"
+        )
+        log.warning(text, norms[0].name, norms[0].type)
     feed = Feed(net, seed=0, workers=given["workers"])
     try:
         formats, before = analyse(net, feed, given["iterations"], settings)
@@ -111,6 +117,7 @@ def _texts(
 ) -> list[tuple[Path, str]]:
     """The prototxt files to write: path and text."""
     from caffejacinto_py.compress.lp_net import rewrite, tuning_solver
+    from caffejacinto_py.errors import UsageError
     from caffejacinto_py.schema.text import dumps
     from caffejacinto_py.schema.upgrade import load_net
 
@@ -119,8 +126,12 @@ def _texts(
                            max_iter=given["tune_iterations"])  # fmt: skip
     found.append((_named(output, "_solver.prototxt"), solver))
     if given["deploy"] is not None:
-        text = dumps(rewrite(load_net(given["deploy"]).message, net.graph, formats))
-        found.append((_named(output, "_deploy.prototxt"), text))
+        deploy = load_net(given["deploy"]).message
+        missing = [f.layer for f in formats if f.layer not in {layer.name for layer in deploy.layer}]
+        if missing:
+            text = f"{given['deploy']} has no layer '{missing[0]}', which {model} has"
+            raise UsageError(text, hint="is it a form of the same net?")
+        found.append((_named(output, "_deploy.prototxt"), dumps(rewrite(deploy, net.graph, formats))))
     return found
 
 

@@ -28,6 +28,7 @@ LP = ["lowprecision", "--model=net.prototxt", "--weights=w.caffemodel", "--log-l
 @pytest.fixture
 def files(folder: Path) -> Path:
     (folder / "deploy.prototxt").write_text(DEPLOY)
+    (folder / "other.prototxt").write_text(DEPLOY.replace('name: "conv"', 'name: "c"'))
     net = Net(prepare(load_net("net.prototxt"), phase="TRAIN"), seed=0)
     write_model("w.caffemodel", net.model())
     return folder
@@ -100,6 +101,7 @@ def test_pixels(files: Path, capsys: Capture) -> None:
         (["--weights=none.caffemodel"], 3, "none.caffemodel"),
         (["--model=deploy.prototxt"], 3, "deploy.prototxt:1:1: error: layer 'data' (Input) has no data"),
         (["--deploy=none.prototxt"], 3, "none.prototxt"),
+        (["--deploy=other.prototxt"], 2, "other.prototxt has no layer 'conv', which net.prototxt has"),
     ],
 )
 def test_bad_options(files: Path, capsys: Capture, options: list[str], code: int, words: str) -> None:

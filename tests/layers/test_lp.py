@@ -21,7 +21,9 @@ from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.dialect import BVLC
 from caffejacinto_py.schema.text import parse
+from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import LayerBlobs, ModelFile, read_model, write_model
+from tests.conftest import shared
 from tests.layers.harness import Case, build, check_layer, layer_of
 
 Q = Precision(2, 3)
@@ -224,6 +226,21 @@ def test_masters_and_fillers_do_not_depend_on_copies() -> None:
     assert not low.params["c"][1].any()
     low(dict(d=torch.ones(1, 2, 4, 4)))
     assert low.params["c"][1].any()
+
+
+def test_the_published_bit_map() -> None:
+    """ADaPTION's VGG16 with 16 bits: what its prototxt says is what the layers use."""
+    folder = "prototxt/NeuromorphicProcessorProject_ADaPTION/examples/low_precision/imagenet/models"
+    graph = prepare(load_net(shared(f"{folder}/LP_VGG16_16_bit_train.prototxt")), phase="TEST")
+    found: dict[type, list[tuple[int, int]]] = {}
+    for node in graph.nodes:
+        if isinstance(node.layer, (LPConvolution, LPInnerProduct, LPAct)):
+            p = node.layer.precision()
+            assert p.stochastic
+            found.setdefault(type(node.layer), []).append((p.bd, p.ad))
+    assert found[LPConvolution] == [(3, 13)] + [(1, 15)] * 11 + [(5, 11)]
+    assert found[LPInnerProduct] == [(1, 15), (2, 14), (1, 15)]
+    assert [bd for bd, _ in found[LPAct]] == [7, 9, 10, 10, 11, 11, 11, 10, 9, 8, 8, 7, 5, 4, 3]
 
 
 @pytest.mark.gpu

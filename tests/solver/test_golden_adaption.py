@@ -98,3 +98,38 @@ def test_the_forks_weights_give_its_losses(monkeypatch: pytest.MonkeyPatch) -> N
     loss = float(net(feed.next()).loss.detach())
     feed.close()
     np.testing.assert_allclose(loss, np.load("trajectory.npz")["last_minibatch_loss"][10], rtol=2e-6)
+
+
+STOCHASTIC = """
+layer { name: "data" type: "DummyData" top: "x" top: "label" dummy_data_param { shape { dim: 4 dim: 6 } shape { dim: 4 }
+  data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
+layer { name: "a" type: "LPInnerProduct" bottom: "x" top: "a" lpfp_param { bd: 1 ad: 4 rounding_scheme: STOCHASTIC }
+  inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "act" type: "LPAct" bottom: "a" top: "a" lpfp_param { bd: 2 ad: 4 rounding_scheme: STOCHASTIC } }
+layer { name: "b" type: "LPInnerProduct" bottom: "a" top: "b" lpfp_param { bd: 1 ad: 4 }
+  inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "loss" }
+"""
+
+
+def test_stochastic_training_repeats_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(STOCHASTIC)
+    text = 'net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 random_seed: 7 snapshot_prefix: "s"'
+    Path("solver.prototxt").write_text(text + " max_iter: 8")
+
+    def run(*, stop: int = 8, resume: str | None = None) -> list[np.ndarray]:
+        solver = Solver(load_solver("solver.prototxt"), device="cpu", workers=0)
+        if resume:
+            solver.restore(resume)
+        solver.step(stop - solver.iter)
+        if stop < 8:
+            solver.snapshot()
+        return [p.detach().numpy().copy() for params in solver.net.params.values() for p in params]
+
+    whole, again = run(), run()
+    run(stop=3)
+    resumed = run(resume="s_iter_3.solverstate")
+    for a, b, c in zip(whole, again, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
