@@ -18,7 +18,7 @@ from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
 from caffejacinto_py.schema.edit import set_field
 from caffejacinto_py.schema.text import dumps
 from caffejacinto_py.schema.upgrade import load_net, load_solver
-from caffejacinto_py.solver import nets, settings
+from caffejacinto_py.solver import build, nets, settings
 from caffejacinto_py.solver.lr import Where
 from caffejacinto_py.solver.nets import Embedded, NetFiles, NetSource
 
@@ -118,7 +118,9 @@ def _job(recipe: Recipe, index: int, stage: Stage, dialect: str | None, compat: 
         settings.check(message, where, chosen)
         solver = _placed(message, sources, folder, recipe.name)
     if origin.stage is None and not origin.files and message.weights:
-        origin = Origin(files=tuple(message.weights))
+        origin = Origin(files=tuple(build.split_names(list(message.weights))))
+        for name in origin.files:
+            _must_exist(Scalar(name, where("weights") or stage.loc), "weights file")
     _needs_weights(stage, origin)
     count = message.test_iter[0] if message.test_iter else 0
     return Job(stage, folder, solver, sources, origin, stage.iterations or count, chosen, False, where)

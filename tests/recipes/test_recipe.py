@@ -122,6 +122,15 @@ def test_a_mistake_in_the_solver_file_is_shown_there(folder: Path) -> None:
     assert found.loc == Loc("solver.prototxt", 2, 1)
 
 
+def test_weights_that_a_solver_names(folder: Path) -> None:
+    (folder / "solver.prototxt").write_text((folder / "solver.prototxt").read_text() + 'weights: "w.caffemodel"\n')
+    found = error(folder)
+    assert "the weights file 'w.caffemodel' does not exist" in str(found)
+    assert found.loc == Loc("solver.prototxt", 14, 1)
+    (folder / "w.caffemodel").write_bytes(b"")
+    assert [j.origin for j in jobs(folder)[:2]] == [Origin(files=("w.caffemodel",)), Origin(0)]
+
+
 def test_all_mistakes_are_shown_at_once(folder: Path) -> None:
     edit(folder, "regularization_type: L1", "regularization: L1")
     edit(folder, "quantize: true", "quantize: maybe")

@@ -23,6 +23,7 @@ from caffejacinto_py.recipes.runner import Runner
 from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import read_model
 from caffejacinto_py.solver import Solver
+from caffejacinto_py.solver.feed import Feed
 from tests.recipes.test_recipe import edit
 
 Capture = pytest.CaptureFixture[str]
@@ -196,6 +197,23 @@ def test_ctrl_c(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) 
     assert main(["run", "recipe.yaml", "--log-level", "error"]) == 0
     assert main(["run", "recipe.yaml", "--output", "whole", "--log-level", "error"]) == 0
     assert weights("initial") == weights("initial", "whole")
+
+
+def test_ctrl_c_in_a_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = Feed.next
+
+    def stops(self: Feed) -> Any:
+        if Path("out/test/run.log").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+        return fetch(self)
+
+    monkeypatch.setattr(Feed, "next", stops)
+    assert main(["run", "recipe.yaml"]) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert actions() == ["keep", "keep", "resume", "run"]
+    assert len(Path("out/table.md").read_text().splitlines()) == 8
+    assert [r.stage for r in runner().run()] == STAGES
 
 
 def test_what_a_later_stage_lacks_is_said_first(folder: Path) -> None:
