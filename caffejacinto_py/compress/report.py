@@ -57,6 +57,7 @@ class Row:
     float_zeros: float | None = None
     counted: bool = False  # part of the total sparsity
     several: bool = False  # a top, and its layer has more
+    bad: int = 0  # NaN and infinite values, which nothing else counts
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Meter:
 
 def _row(node: Node, kind: str, name: str, shape: tuple[int, ...], stats: Stats) -> Row:
     return Row(node.name, node.type, kind, name, shape, stats.count, stats.sparsity, stats.min, stats.max,
-               math.sqrt(stats.power), rebin(stats))  # fmt: skip
+               math.sqrt(stats.power), rebin(stats), bad=stats.bad)  # fmt: skip
 
 
 def _expressed(q: QParams) -> dict[str, Any]:

@@ -21,6 +21,7 @@ body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; background: var(--p
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
 p { max-width: 48rem; } .soft, caption { color: var(--soft); }
+.alarm { color: var(--mark); font-weight: 600; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .7rem .15rem 0; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
@@ -49,8 +50,8 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
 def html(report: Report) -> str:
     """The page."""
     title = str(report.facts.get("net") or "net")
-    parts = [f"<h1>{escape(title)}</h1>", _facts(report), _results(report), _sparsity(report), _noise(report)]
-    parts += [_ranges(report), _tables(report)]
+    parts = [f"<h1>{escape(title)}</h1>", _facts(report), _bad(report), _results(report), _sparsity(report)]
+    parts += [_noise(report), _ranges(report), _tables(report)]
     body = "\n".join(p for p in parts if p)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -66,6 +67,15 @@ def _facts(report: Report) -> str:
         f'<tr><th class="name">{escape(k)}</th><td class="name">{escape(_words(v))}</td></tr>' for k, v in items
     )
     return f"<table>{cells}</table>"
+
+
+def _bad(report: Report) -> str:
+    """What no other number tells of."""
+    bad = [r for r in (*report.weights, *report.tops) if r.bad]
+    if not bad:
+        return ""
+    first = f"{bad[0].bad:,} of {bad[0].count:,} values of blob {bad[0].name} of layer {bad[0].layer}"
+    return f'<p class="alarm">NaN or infinite: {escape(first)}, the first of {len(bad)} such blobs.</p>'
 
 
 def _words(value: Any) -> str:
@@ -148,7 +158,7 @@ def _title(r: Row) -> str:
 
 
 def _finite(value: float | None, most: float) -> float:
-    return 0.0 if value is None or value == -math.inf else min(value, most)
+    return 0.0 if value is None or math.isnan(value) or value < 0 else min(value, most)
 
 
 def _ranges(report: Report) -> str:

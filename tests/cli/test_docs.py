@@ -21,6 +21,8 @@ CAFFE = {
     "gpu", "solver", "model", "phase", "level", "stage", "snapshot", "weights", "iterations", "sigint-effect",
     "sighup-effect", "gray", "shuffle", "backend", "resize-width", "resize-height", "check-size", "encoded",
     "encode-type",
+    # caffe-jacinto's
+    "display-sparsity", "optimize-net", "output-model", "output",
 }  # fmt: skip
 
 
@@ -63,7 +65,9 @@ def test_the_table_of_dialects(page: str) -> None:
         assert [cell.strip() for cell in row.split("|")[2:-1]] == words, field.name
 
 
-@pytest.mark.parametrize("verb", ["train", "test", "time", "check", "summary", "device_query", "convert_imageset"])
+@pytest.mark.parametrize(
+    "verb", ["train", "test", "time", "check", "summary", "device_query", "convert_imageset", "optimize"]
+)
 def test_options_of_our_own_are_explained(verb: str, page: str) -> None:
     command = cli.get_command(click.Context(cli), verb)
     assert command is not None
