@@ -54,7 +54,7 @@ def command(model: Path, weights: tuple[str, ...], output: Path, verify: int, pi
     the worst case, with sign. Metrics and losses that were left out are computed from the program's outputs too, and
     printed beside those of the simulation. Nothing is written when the verification fails (exit code 4).
 
-    JSON: {"model", "weights", "files", "inputs", "outputs", "layers": [{"layers", "op", "tensor", "bits",
+    JSON: {"model", "weights", "files", "inputs", "outputs", "layers": [{"layers", "op", "inputs", "tensor", "bits",
     "weight_bits", "signed", "scale", "zero", "gain_kind", "gain", "shift", "accumulator_bits", "sum_bits", "exact",
     "numbers", "differing", "largest", "alone_differing", "alone_largest", "float32_differing", "accumulator"}],
     "left_out", "notes", "batches", "scores": [{"name", "integer", "simulation"}]}; what was not verified is null.
@@ -138,7 +138,7 @@ def _rows(built: Built, checks: Sequence[OpCheck]) -> list[dict[str, Any]]:
             "numbers": check and check.numbers, "differing": check and check.whole.count,
             "largest": check and check.whole.most, "alone_differing": check and check.alone.count,
             "alone_largest": check and check.alone.most, "float32_differing": check and check.in_float32.count,
-            "accumulator": check and check.accumulator, "_inputs": op["inputs"],
+            "accumulator": check and check.accumulator, "inputs": op["inputs"],
         })  # fmt: skip
     return rows
 
@@ -168,7 +168,7 @@ def _print(built: Built, rows: Sequence[Mapping[str, Any]], done: Verification |
 
 def _cells(built: Built, row: Mapping[str, Any]) -> tuple[str, ...]:
     tensors = built.program.tensors
-    kinds = "+".join(dict.fromkeys(_type(tensors[n]) for n in row["_inputs"]))
+    kinds = "+".join(dict.fromkeys(_type(tensors[n]) for n in row["inputs"]))
     if row["weight_bits"]:
         kinds += f" x {row['weight_bits']}"
     return (
@@ -192,7 +192,7 @@ def _factor(row: Mapping[str, Any]) -> str:
         return ""
     if row["gain_kind"] == "shift":
         shifts = sorted({s - g for gains in row["gain"] for g, s in _pairs(gains, row["shift"])})
-        return f">> {_span(shifts)}"
+        return f"<< {-shifts[0]}" if len(shifts) == 1 and shifts[0] < 0 else f">> {_span(shifts)}"
     gains = [g for gains in row["gain"] for g in gains]
     return f"x {_span(sorted(set(gains)))} >> {_span(sorted(set(row['shift'])))}"
 

@@ -219,8 +219,8 @@ def _product(
         whole, zero = whole.T, zero.T
     low, high = ins[0].form.reach
     centred = _rows(whole - zero, form, node, ins)
-    most = np.maximum(centred * high, centred * low).sum(1).max()
-    least = np.minimum(centred * high, centred * low).sum(1).min()
+    more, less = np.maximum(centred, 0).sum(1), np.minimum(centred, 0).sum(1)
+    most, least = (more * high + less * low).max(), (more * low + less * high).min()
     scales = _per_channel(scales, count)
     step = out.form.scale / ins[0].form.scale
     constants, bias_power2 = _bias(node, found, blobs, count, out)

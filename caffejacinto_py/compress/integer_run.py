@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,9 +53,30 @@ def load(path: str | Path) -> Program:
             raise ProgramError(f"{file} is not the file that {path.name} was written with")
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError) as e:
-        raise ProgramError(f"{path}: cannot read this program: {e}") from None
-    return Program(info, arrays)
+        program = Program(info, arrays)
+        _check(program)
+    except ProgramError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as e:
+        raise ProgramError(f"{path}: cannot read this program: {e!r}") from None
+    return program
+
+
+def _check(program: Program) -> None:
+    """That every name means something: arrays, tensors, ops. Raises ProgramError or KeyError."""
+    known = set(program.info["inputs"])
+    for op in program.info["ops"]:
+        if op["op"] not in (*SUMS, "reshape"):
+            raise ProgramError(f"layer '{op['layer']}': unknown op '{op['op']}'")
+        if not known.issuperset(op["inputs"]) or op["output"] not in program.tensors:
+            raise ProgramError(f"layer '{op['layer']}': it reads or makes a tensor that is not there")
+        known.add(op["output"])
+        names = [*op.get("gain", ()), *(op[k] for k in ("weight", "weight_zero", "add", "shift") if op.get(k))]
+        bad = [n for n in names if n not in program.arrays or program.arrays[n].dtype.kind not in "iu"]
+        if bad:
+            raise ProgramError(f"layer '{op['layer']}': array '{bad[0]}' is missing or does not hold integers")
+    if not known.issuperset(program.info["outputs"]) or not set(program.tensors).issuperset(known):
+        raise ProgramError("an input or output of the program is not there")
 
 
 def limits(tensor: Mapping[str, Any]) -> tuple[int, int]:
@@ -124,8 +146,6 @@ def apply(
     out = program.tensors[op["output"]]
     if op["op"] == "reshape":
         return inputs[0].reshape(inputs[0].shape[0], *out["shape"][1:])
-    if op["op"] not in SUMS:
-        raise ProgramError(f"layer '{op['layer']}': unknown op '{op['op']}'")
     kind: Any = np.int32 if op["accumulator_bits"] <= 32 else np.int64
     centred = [x.astype(kind) - kind(program.tensors[n]["zero"]) for n, x in zip(op["inputs"], inputs)]
     sums = [SUMS[op["op"]](program, op, x) for x in centred]
@@ -291,7 +311,7 @@ def main(words: Sequence[str] | None = None) -> int:
         arrays = {n: quantize(program, n, a) if a.dtype.kind == "f" and n in program.tensors else a
                   for n, a in arrays.items()}  # fmt: skip
         values = run(program, arrays)
-    except (ProgramError, OSError, ValueError) as e:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
         print(f"error: {e}", file=sys.stderr)
         return 3
     outputs = {name: values[name] for name in program.info["outputs"]}

@@ -45,7 +45,7 @@ class Geometry:
 
 class _ConvBase(Layer):
     equal_counts = True
-    quantizes = "product"
+    quantizes: ClassVar[str | None] = "product"
     transposed: ClassVar[bool] = False
 
     @property

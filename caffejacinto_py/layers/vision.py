@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
 from caffejacinto_py.layers.conv import Convolution
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
@@ -30,9 +30,17 @@ class Im2col(Convolution):
     """
 
     low_precision = {}
+    quantizes = None
 
     def _check_channels(self, channels: int) -> None:
         """num_output and group mean nothing here."""
+
+    # nor is there a weight
+    def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
+        return None
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        return None
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         g = self.geometry(ins)

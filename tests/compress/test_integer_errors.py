@@ -211,3 +211,25 @@ def test_files_that_are_no_programs(tmp_path: Any) -> None:
                        ("v", "version 7"), ("p", "not the file")]:  # fmt: skip
         with pytest.raises(ProgramError, match=part):
             load(tmp_path / f"{name}.json")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ('"op": "conv"', '"op": "fft"', "layer 'conv': unknown op 'fft'"),
+        ('"conv/shift"', '"conv/none"', "array 'conv/none' is missing"),
+        ('"output": "conv"', '"output": "x"', "a tensor that is not there"),
+        ('"outputs": [', '"outputs": ["x", ', "output of the program is not there"),
+        ('"inputs": [', '"was": [', "cannot read this program"),
+    ],
+)
+def test_documents_that_name_what_is_not_there(tmp_path: Any, old: str, new: str, part: str) -> None:
+    from caffejacinto_py.compress.integer_file import write_program
+
+    message, weights = quantized(net_text(SHAPE, CONV), PLAIN)
+    document, _ = write_program(program_of(message, weights).program, tmp_path / "p")
+    words = document.read_text()
+    assert old in words
+    document.write_text(words.replace(old, new, 1))
+    with pytest.raises(ProgramError, match=part):
+        load(document)
