@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from caffejacinto_py.compress.calibrate import Calibration, Choice, Row
     from caffejacinto_py.engine.net import Net
     from caffejacinto_py.passes.quantize import Settings
+    from caffejacinto_py.schema.dialect import Dialect
 
 METHODS = ("min-max", "percentile", "mse", "kl")
 WIDTH = click.IntRange(2, 16)
@@ -138,7 +139,7 @@ class _Job:
         from caffejacinto_py.solver import build
         from caffejacinto_py.solver.feed import Feed
 
-        self.net = self._build(self.doc, None)
+        self.net = self._build(self.doc, self.dialect)
         build.load_weights([self.net], list(weights), tolerant=self.dialect.ignore_shape_mismatch)
         if not self.net.sources or any(s.layer.source in ("memory", "input") for s in self.net.sources):
             raise UsageError(f"{self.model} has no data of its own in phase TEST", hint="give it a data layer")
@@ -152,15 +153,15 @@ class _Job:
             self.net.load(done.model)
         self.feed = Feed(self.net, seed=0, workers=self.given["workers"])
 
-    def _build(self, doc: Any, share: Net | None) -> Net:
+    def _build(self, doc: Any, dialect: Dialect) -> Net:
         import torch
 
         from caffejacinto_py.solver import build
         from caffejacinto_py.solver.nets import NetSource
 
         source = NetSource(doc, str(self.model), self.given["level"], self.given["stage"])
-        return build.build_net(source, "TEST", dialect=self.dialect, device=torch.device(self.device), seed=0,
-                               share=share, python_layers=self.given["python_layers"])  # fmt: skip
+        return build.build_net(source, "TEST", dialect=dialect, device=torch.device(self.device), seed=0,
+                               python_layers=self.given["python_layers"])  # fmt: skip
 
     def close(self) -> None:
         if self.feed is not None:
@@ -189,14 +190,19 @@ class _Job:
         return document
 
     def scores(self, document: Any) -> dict[str, Any]:
-        """Outputs of the float and of the simulated net on the batches that were observed."""
-        from caffejacinto_py.compress.quantize import attach, find
+        """Outputs of the float net, and of the written one as `test` reads it, on the batches that were observed."""
+        from caffejacinto_py.compress.quantize import attach
+        from caffejacinto_py.schema.dialect import resolve_dialect
         from caffejacinto_py.schema.text import dumps, parse
 
         doc = parse(dumps(document), "NetParameter", file=str(self.model))
-        simulated = self._build(doc, self.net)
-        if find(simulated) is None:
-            attach(simulated)
+        dialect = resolve_dialect(doc.message, None, self.given["dialect"], compat=self.given["compat"])
+        if dialect.name != self.dialect.name:
+            text = "The written net is one of %s, the float net of %s: they count ties in Accuracy differently, say."
+            self.log.info(text, dialect.name, self.dialect.name)
+        simulated = self._build(doc, dialect)
+        simulated.load(self.net.model(), ignore_shape_mismatch=dialect.ignore_shape_mismatch)
+        attach(simulated)
         return {"float": self._score(self.net), "simulated": self._score(simulated)}
 
     def _score(self, net: Net) -> dict[str, Any]:

@@ -89,6 +89,23 @@ def test_test_scores_what_calibrate_printed(trained: Path, capsys: Capture, more
     assert ("conv", "output") not in kinds  # merged into what follows
 
 
+def test_a_net_of_bvlc_caffe_becomes_one_of_caffe_jacinto(trained: Path, capsys: Capture) -> None:
+    """Statistics are sums with a factor there; and ties in Accuracy count otherwise."""
+    bn = 'layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" batch_norm_param { scale_bias: true } }'
+    assert bn in NET
+    bvlc = NET.replace(bn, 'layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }')
+    (trained / "net.prototxt").write_text(bvlc)
+    assert main(["train", "--solver", "solver.prototxt", "--log-level", "error"]) == 0
+    assert float(read_model(trained / "snap_iter_4.caffemodel").layer("bn").blobs[2][0]) != 1
+    capsys.readouterr()
+    told = _json([*ARGS, "--bits-activations", "3"], capsys)
+    scored = _json(["test", "--model", "q.prototxt", "--weights", "q.caffemodel", "--iterations", "3"], capsys)
+    assert scored["loss"] == pytest.approx(told["score"]["simulated"]["loss"], abs=1e-6)
+    means = {o["name"]: o["mean"] for o in scored["outputs"]}
+    assert means["accuracy"] == pytest.approx(told["score"]["simulated"]["outputs"][0]["mean"])
+    assert told["score"]["float"]["loss"] == pytest.approx(scored["loss"], abs=0.3)
+
+
 def test_the_prototxt_keeps_its_phases_and_trains(trained: Path, capsys: Capture) -> None:
     told = _json([*ARGS, "--method", "mse"], capsys)
     net = load_net(trained / "q.prototxt").message
