@@ -194,13 +194,15 @@ def simulate(x: Tensor, q: QParams, **options: Any) -> Tensor:
         flat = in_memory_order(x.detach())
         if flat.is_contiguous():
             return _simulate(x.detach(), flat.view(-1), q, clip=options.get("clip", True))
-    return from_integers(to_integers(x, q, **options), q)
+    y = from_integers(to_integers(x, q, **options), q)
+    # strides of axes of size 1 mark channels_last memory, which convolutions look at
+    return y.as_strided(x.shape, x.stride()) if x.is_contiguous() and y.is_contiguous() else y
 
 
 @torch.no_grad()
 def _simulate(x: Tensor, flat: Tensor, q: QParams, *, clip: bool) -> Tensor:
     """The same, rounding halves away from zero, in pieces that stay in the processor's cache."""
-    out = torch.empty_like(x)
+    out = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)  # also those of axes of size 1
     piece = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else flat.numel()
     sign = torch.empty(min(piece, flat.numel()), dtype=x.dtype, device=x.device)
     scale, offset, below = float(q.scale), float(q.offset), below_half(x.dtype)
