@@ -81,7 +81,9 @@ def _channel(
         shifts = range(least + (EXTRA if constant else 0), least - 1, -1)
         rounded = tuple(Fraction(2) ** p for p in powers if p is not None)
     else:
-        shifts, rounded = range(ROOM, -1, -1), factors
+        largest = max(abs(f) for f in factors)
+        most = MANTISSA + 1 - (largest.numerator.bit_length() - largest.denominator.bit_length())
+        shifts, rounded = range(max(0, min(ROOM, most)), -1, -1), factors
     for shift in shifts:
         gains = tuple(half_away(f * (1 << shift)) for f in rounded)
         add = half_away(constant * (1 << shift))
