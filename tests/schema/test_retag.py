@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from caffejacinto_py.schema import pb, wire
-from caffejacinto_py.schema.retag import from_schema, to_schema
+from caffejacinto_py.schema.retag import from_schema, head_from_schema, head_to_schema, to_schema
 from caffejacinto_py.schema.weights import read_model, write_model
 from tests.schema.weights_helpers import saved
 
@@ -130,3 +130,17 @@ def test_another_fork_gets_its_numbers(tmp_path: Path) -> None:
     model = read_model(saved(tmp_path / "a", data))
     write_model(tmp_path / "b", model, dialect="nvcaffe")
     assert (tmp_path / "b").read_bytes() == wire.block(100, layer("LSTM", wire.block(151, wire.uint(1, 5))))
+
+
+# --- the net's own quantization fields --------------------------------------------------------------------------------
+def test_the_net_s_quantization_fields_of_both_jacintos() -> None:
+    """0.16 has other numbers for the same names; both are read as today's and written back as they were."""
+    old = wire.uint(200, 1) + wire.block(201, wire.uint(1, 3) + wire.uint(5, 6) + wire.uint(12, 1))
+    head = pb.NetParameter.FromString(head_to_schema(old, "jacinto-0.16"))
+    param = head.net_quantization_param
+    assert (head.quantize, param.quantization_start, param.bitwidth_weights, param.power2_range) == (True, 3, 6, True)
+    assert head_from_schema(head.SerializeToString(deterministic=True), "jacinto-0.16") == old
+    new = pb.NetParameter(quantize=True)
+    new.net_quantization_param.bitwidth_weights = 6
+    data = new.SerializeToString(deterministic=True)
+    assert head_to_schema(data, "jacinto") == head_from_schema(data, "jacinto") == data
