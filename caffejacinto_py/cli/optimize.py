@@ -48,7 +48,7 @@ def command(model: Path, weights: tuple[str, ...], output: Path, keep_identity: 
 
     --verify: every blob that both nets have is compared in float64 on normal random numbers; a difference above a
     thousandth of its range is an error, and nothing is written (with --compat optimize=binary a warning).
-    Quantize after this, not before.
+    Quantize after this, not before. --gpu is accepted; the work is done on the CPU.
 
     JSON: {"absorbed": [{"layer", "into", "before"}], "kept": [{"layer", "type", "reason"}], "dropped": [names],
     "layers": [before, after], "difference", "files"}.
@@ -96,7 +96,7 @@ def _graph(model: Path, given: dict[str, Any], log: Any) -> Graph:
     """The TEST net; its data is opened for shapes where it is there."""
     from caffejacinto_py.checking import fit
     from caffejacinto_py.data import probe
-    from caffejacinto_py.errors import DataError
+    from caffejacinto_py.errors import InputError, ManyErrors, PrototxtError
     from caffejacinto_py.passes import prepare
     from caffejacinto_py.schema.dialect import resolve_dialect
     from caffejacinto_py.schema.upgrade import load_net
@@ -108,7 +108,9 @@ def _graph(model: Path, given: dict[str, Any], log: Any) -> Graph:
     if given["data_shape"] is None:
         try:
             return prepare(doc, probe=probe, **state)
-        except DataError as e:
+        except (PrototxtError, ManyErrors):
+            raise
+        except InputError as e:  # a database or mean file
             log.info("The data cannot be opened, its shape is assumed: %s", e)
     graph, shape = fit(doc, data_shape=given["data_shape"], **state)
     if shape:

@@ -86,7 +86,8 @@ def test_caffes_form_and_json(small: Path, capsys: Capture) -> None:
 
 
 def test_the_data_layer_need_not_find_its_data(small: Path, capsys: Capture) -> None:
-    source = 'type: "Data" data_param { source: "nowhere" batch_size: 2 backend: LMDB } top: "data" top: "label" }\n'
+    source = 'type: "Data" data_param { source: "nowhere" batch_size: 2 backend: LMDB } top: "data" top: "label" '
+    source += 'transform_param { mean_file: "nowhere" } }\n'
     lines = NET.split("\n")
     lines[2:4] = ['layer { name: "data" ' + source]
     (small / "data.prototxt").write_text("\n".join(lines))
@@ -135,6 +136,14 @@ def test_bad_input_leaves_nothing(small: Path, capsys: Capture, change: list[str
     assert main(["optimize", *(word for pair in given.items() for word in pair), "--log-level", "error"]) == code
     assert text in capsys.readouterr().err
     assert {p.name: p.read_bytes() for p in small.iterdir()} == before
+
+
+def test_neither_file_where_one_cannot_be_written(small: Path, capsys: Capture) -> None:
+    (small / "opt.caffemodel").mkdir()
+    assert main([*ARGS, "--output", "opt", "--log-level", "error"]) == 1
+    assert "cannot write 'opt.caffemodel'" in capsys.readouterr().err
+    assert not (small / "opt.prototxt").exists()
+    assert not [p for p in small.iterdir() if p.name.endswith(".tmp")]
 
 
 def test_keep_shared(small: Path, capsys: Capture) -> None:
