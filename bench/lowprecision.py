@@ -119,6 +119,34 @@ def convert(bits: int, batches: int, tune: int, criterion: str) -> dict[str, Any
     }  # fmt: skip
 
 
+def step_ratio(rounds: int = 5, steps: int = 4) -> float:
+    """CPU time of forward and backward passes of the 16-bit net over the float net's: median of rounds in turn."""
+    from statistics import median
+
+    from caffejacinto_py.engine.net import Net
+    from caffejacinto_py.passes import prepare
+    from caffejacinto_py.schema.upgrade import load_net
+    from caffejacinto_py.solver.build import probe
+    from caffejacinto_py.solver.feed import Feed
+
+    names = ("net.prototxt", "low16.prototxt")
+    nets = [Net(prepare(load_net(name), phase="TRAIN", probe=probe), seed=0) for name in names]
+    feed = Feed(nets[0], seed=0, workers=0)
+    batch = feed.next()
+    feed.close()
+
+    def seconds(net: Net) -> float:
+        started = time.process_time()
+        for _ in range(steps):
+            net(batch).loss.backward()
+        return time.process_time() - started
+
+    for net in nets:
+        seconds(net)
+    pairs = [(seconds(nets[0]), seconds(nets[1])) for _ in range(rounds)]
+    return median(b / a for a, b in pairs)
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     heads = ("bits", "float", "converted", "tuned", "points", "zeros: float", "converted", "tuned")
     print("  ".join(f"{h:>12}" for h in heads))
@@ -160,8 +188,11 @@ def main() -> None:
         Path(f"float_iter_{iterations}.caffemodel").rename("float.caffemodel")
         print(f"float: {iterations} iterations, {time.process_time() - started:.0f} s of CPU")
         rows = [convert(int(b), batches, options.tune, options.criterion) for b in options.bits.split(",")]
+        ratio = step_ratio() if any(r["bits"] == 16 for r in rows) else None
         os.chdir(ROOT)
     show(rows)
+    if ratio is not None:
+        print(f"\nforward and backward with 16 bits: {ratio:.2f} x the CPU time of float")
     if out:
         out.write_text(json.dumps(rows, indent=2))
 

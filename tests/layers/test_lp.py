@@ -58,9 +58,13 @@ def test_precision() -> None:
     assert len(np.unique(grid + 0.0)) == 15  # the most negative code is not used
     x = np.float32([0.125, -0.125, 0.12499999, 9, -np.inf, np.nan])
     np.testing.assert_array_equal(Precision(2, 2).round(x), np.float32([0.25, -0.25, 0, 1.75, -1.75, np.nan]))
-    built = build('type: "LPAct" lpfp_param { bd: 1 ad: 23 }', [(1000,)], dtype=torch.float32)
-    x = np.random.default_rng(0).normal(0, 0.6, 1000).astype(np.float32)
-    np.testing.assert_array_equal(built(torch.from_numpy(x))[0].numpy(), Precision(1, 23).round(x))
+    rng = np.random.default_rng(0)
+    for bd, ad in ((1, 23), (12, 12), (24, 0), (2, 6)):
+        layer = f'type: "LPAct" lpfp_param {{ bd: {bd} ad: {ad} }}'
+        built = build(layer, [(4000,)], dtype=torch.float32)
+        x = (rng.normal(0, 0.6, 4000) * 2.0 ** (bd - 1)).astype(np.float32)
+        x[::3] = np.round(x[::3] * 2**ad * 2) / 2**ad / 2  # many ties
+        np.testing.assert_array_equal(built(torch.from_numpy(x))[0].numpy(), Precision(bd, ad).round(x))
 
 
 def test_gradients_land_on_the_masters_and_use_them() -> None:

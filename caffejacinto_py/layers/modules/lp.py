@@ -29,8 +29,10 @@ class Rounding(NamedTuple):
         # clipping first changes nothing (top is an integer) and keeps infinities out of the sums
         y = (x * scale).clamp_(-top, top)
         if self.how == "nearest":
-            whole = y.trunc()
-            y = whole.add_(y.sub_(whole).mul_(2).trunc_())  # exact; adding 0.5 would round 0.49999997 up
+            # every step is exact; adding 0.5 would round 0.49999997 up, and torch's trunc is ten times slower than frac
+            part = y.frac()
+            y = y.sub_(part)
+            y = y.add_(part.mul_(2).sub_(part.frac()))
         elif self.how == "floor":
             y = y.floor_()
         else:
