@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -169,13 +170,12 @@ class _Job:
 
     def calibrate(self, settings: Settings, choice: Choice) -> Calibration:
         from caffejacinto_py.compress.calibrate import calibrate, check_weights, wanted
-        from caffejacinto_py.compress.observe import BINS, observe
+        from caffejacinto_py.compress.observe import observe
 
         check_weights(self.net)
         names = wanted(self.net.graph, settings)
         self.log.info("Observing %d batches.", self.given["iterations"])
-        bins = 0 if choice.method == "min-max" and not self.given["score"] else BINS
-        observer = observe(self.net, self.feed, self.given["iterations"], wanted=lambda n: n.name in names, bins=bins)
+        observer = observe(self.net, self.feed, self.given["iterations"], wanted=lambda n: n.name in names)
         return calibrate(self.net, observer, settings, choice)
 
     def document(self, calibration: Calibration, settings: Settings) -> Any:
@@ -252,8 +252,13 @@ def _table(calibration: Calibration) -> str:
         blob = f"top {row.name}" if row.kind == "output" else row.kind
         bits = f"{r['bits']}{'u' if r['unsigned'] else 's'}"
         rows.append((row.layer, blob, bits, f"{r['low']:.5g}", f"{r['high']:.5g}", _span(r["scale"]),
-                     _span(r["offset"]), f"{row.sqnr:.1f}"))  # fmt: skip
+                     _span(r["offset"]), _decibels(row.sqnr)))  # fmt: skip
     return options.table(rows, "llrrrrrr")
+
+
+def _decibels(value: float) -> str:
+    """ "-": a blob of zeros."""
+    return "-" if math.isnan(value) else "exact" if math.isinf(value) else f"{value:.1f}"
 
 
 def _span(value: Any) -> str:

@@ -79,9 +79,9 @@ def choose(stats: Stats, method: str, *, form: Format, percentile: float = 99.99
     check(method, form, percentile)
     if not stats.finite:
         raise CaffeError(f"layer '{stats.layer}': no value of blob '{stats.blob}' was observed, so it has no range")
-    if method == "min-max" or not stats.limit:
+    if method == "min-max" or stats.zeros == stats.finite:
         return stats.min, stats.max
-    if not len(stats.hist):
+    if not stats.limit:
         raise CaffeError(f"blob '{stats.blob}' was observed without a histogram", hint="min-max needs none")
     if method == "percentile":
         return _percentile(stats, percentile, offset=form.offset)
@@ -134,13 +134,15 @@ def check(method: str, form: Format, percentile: float) -> None:
 
 
 def noise(stats: Stats, q: QParams) -> float:
-    """Mean squared error of a blob after `simulate`, from its histogram."""
+    """Mean squared error of a blob after `simulate`, from its histogram; nan where it was observed without one."""
+    if stats.limit == 0 and stats.zeros < stats.finite:
+        return math.nan
     return _Mass.of_stats(stats).error(q)
 
 
 def sqnr(power: float, error: float) -> float:
-    """Signal-to-quantization-noise ratio in dB. inf: no error. nan: no signal."""
-    if power <= 0:
+    """Signal-to-quantization-noise ratio in dB. inf: no error. nan: no signal, or an unknown error."""
+    if power <= 0 or math.isnan(error):
         return math.nan
     return 10 * math.log10(power / error) if error > 0 else math.inf
 

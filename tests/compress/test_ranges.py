@@ -208,5 +208,8 @@ def test_bad_requests() -> None:
     plain = Collector("conv1", "c", bins=0)
     plain.add(torch.ones(3))
     assert choose(plain.stats, "min-max", form=Format(8)) == (1.0, 1.0)
+    assert math.isnan(noise(plain.stats, make_qparams(0, 2, Format(8))))
+    with pytest.raises(CaffeError, match="without a histogram"):
+        choose(plain.stats, "mse", form=Format(8))
     with pytest.raises(UsageError, match="kl"):
         choose_channels(torch.randn(4, 4), "kl", form=Format(8))
