@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @options.dialect
 @options.data_shape
 @options.threads
+@options.python_layers
 @options.log_level
 @options.as_json
 def command(model: Path, weights: tuple[str, ...], output: Path, keep_identity: bool, keep_shared: bool, verify: bool,
@@ -55,7 +56,6 @@ def command(model: Path, weights: tuple[str, ...], output: Path, keep_identity: 
     """
     from caffejacinto_py.cli import outputs
     from caffejacinto_py.cli.running import prepare_run
-    from caffejacinto_py.ir.emit import emit
     from caffejacinto_py.passes.absorb import absorb
 
     log = prepare_run(given)
@@ -68,7 +68,7 @@ def command(model: Path, weights: tuple[str, ...], output: Path, keep_identity: 
     difference = _verify(graph, held, done, log) if verify else None
     for kind, file in zip(("prototxt", "caffemodel"), files, strict=True):
         log.info("Snapshotting optimized %s to file %s", kind, file)
-    outputs.write(files, emit(done.graph), done.model)
+    outputs.write(files, _message(done.graph), done.model)
     sizes = [len(graph.nodes), len(done.graph.nodes)]
     if as_json:
         options.print_json(
@@ -104,7 +104,8 @@ def _graph(model: Path, given: dict[str, Any], log: Any) -> Graph:
     doc = load_net(model)
     dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
     log.info("Dialect: %s (%s)", dialect.name, dialect.reason)
-    state: dict[str, Any] = {"phase": "TEST", "level": given["level"], "stages": given["stage"], "dialect": dialect}
+    state: dict[str, Any] = {"phase": "TEST", "level": given["level"], "stages": given["stage"], "dialect": dialect,
+                             "python_layers": given["python_layers"]}  # fmt: skip
     if given["data_shape"] is None:
         try:
             return prepare(doc, probe=probe, **state)
@@ -129,6 +130,18 @@ def _weights(graph: Graph, names: tuple[str, ...]) -> ModelFile:
         found.update((e.name, e) for e in reversed(model.current_layers()) if e.blobs)
         path, dialect = model.path, model.dialect
     return ModelFile(graph.name, list(found.values()), ", ".join(names) if len(names) > 1 else path, dialect)
+
+
+def _message(graph: Graph) -> Any:
+    """The net as a NetParameter; what it says of quantization stays."""
+    from caffejacinto_py.ir.emit import emit
+
+    net = emit(graph)
+    if graph.proto.HasField("quantize"):
+        net.quantize = graph.proto.quantize
+    if graph.proto.HasField("net_quantization_param"):
+        net.net_quantization_param.CopyFrom(graph.proto.net_quantization_param)
+    return net
 
 
 def report(done: Absorbed, log: Any) -> None:

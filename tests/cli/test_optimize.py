@@ -138,6 +138,14 @@ def test_bad_input_leaves_nothing(small: Path, capsys: Capture, change: list[str
     assert {p.name: p.read_bytes() for p in small.iterdir()} == before
 
 
+def test_what_the_net_says_of_quantization_stays(small: Path, capsys: Capture) -> None:
+    (small / "q.prototxt").write_text(NET + "quantize: true net_quantization_param { bitwidth_weights: 8 }")
+    assert main(["optimize", "--model", "q.prototxt", *ARGS[3:], "--output", "opt", "--log-level", "error"]) == 0
+    net = load_net("opt.prototxt").message
+    assert net.quantize
+    assert net.net_quantization_param.bitwidth_weights == 8
+
+
 def test_neither_file_where_one_cannot_be_written(small: Path, capsys: Capture) -> None:
     (small / "opt.caffemodel").mkdir()
     assert main([*ARGS, "--output", "opt", "--log-level", "error"]) == 1
