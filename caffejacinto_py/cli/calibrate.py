@@ -41,7 +41,7 @@ def _method(name: str, **more: Any) -> Any:
               help="For the method of that name: values inside the range, in percent, above 50.")  # fmt: skip
 @click.option("--bits-weights", type=WIDTH, help="Default 8, or as the net says.")
 @click.option("--bits-activations", type=WIDTH, help="Default 8, or as the net says.")
-@click.option("--bits-bias", type=WIDTH, help="Default 16, or as the net says.")
+@click.option("--bits-bias", type=click.IntRange(2, 32), help="Default 16, or as the net says.")
 @click.option("--power2/--no-power2", default=None, help="Scales are powers of two.")
 @click.option("--offset-weights/--no-offset-weights", default=None, help="Weights get an offset (asymmetric range).")
 @click.option("--offset-activations/--no-offset-activations", default=None, help="Activations get one.")

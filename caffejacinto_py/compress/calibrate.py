@@ -24,6 +24,7 @@ from caffejacinto_py.passes.quantize import Part, Place, Settings, parts, settin
 
 # what a net gets that says nothing itself: signed or unsigned numbers without offset, so that zero stays zero
 DEFAULTS = Settings(bits_weights=8, bits_activations=8, bits_bias=16, offset_weights=False, offset_activations=False)
+_MOST = 2.0**100  # scales handed on through layers that stay float end here
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,10 @@ def check_settings(settings: Settings, choice: Choice) -> None:
     """Raises UsageError for widths, methods and percentiles that do not exist, and where nothing would be quantized."""
     if not settings.weights and not settings.activations:
         raise UsageError("neither weights nor activations are to be quantized")
-    for bits in (settings.bits_weights, settings.bits_activations, settings.bits_bias):
+    for bits in (settings.bits_weights, settings.bits_activations):
         ranges.check(choice.method, Format(bits), choice.percentile)
+    if not 2 <= settings.bits_bias <= 32:
+        raise UsageError(f"{settings.bits_bias} bits for biases; their widths are 2 to 32")
     ranges.check(choice.of_weights, Format(), choice.percentile)
     if settings.per_channel and choice.of_weights == "kl":
         raise UsageError("kl needs more values than a channel has", hint="choose mse or min-max for the weights")
@@ -123,6 +126,8 @@ def calibrate(
         applied = max((q.applied for q in ins if q is not None), default=1.0)
         if part.role == "product" and weights:
             applied *= float(torch.as_tensor(weights[0].scale).max())
+        if not settings.activations or applied > _MOST:
+            applied = 1.0  # nothing divides it out again
         for k, s in enumerate(stats.get(node.name, ())):
             q = tops[node.name, k] = _activation(s, own, choice, quantize=part.tops[k], applied=applied)
             if q.quantize:
@@ -179,7 +184,8 @@ def _weights(net: Net, node: Node, part: Part, settings: Settings, choice: Choic
 def _blob(x: Tensor, i: int, part: Part, settings: Settings, choice: Choice, *, axis: int | None) -> QParams:
     if i or part.role != "product":
         form = Format(settings.bits_bias, settings.power2_weights)
-        return make_qparams(*ranges.choose_tensor(x, "min-max", form=form), form)
+        ends = [float(v) for v in torch.aminmax(x.detach())] if x.numel() else [0.0, 0.0]
+        return make_qparams(ends[0], ends[1], form)
     form = Format(settings.bits_weights, settings.power2_weights, settings.offset_weights)
     if not settings.per_channel or axis is None:
         return make_qparams(*ranges.choose_tensor(x, choice.of_weights, form=form, percentile=choice.percentile), form)

@@ -162,6 +162,7 @@ def test_powers_of_two_of_activations_are_ratios() -> None:
 def test_settings_of_single_layers() -> None:
     _, net = _net()
     q = _q(_calibrate(net, DEFAULTS, special={"ip": replace(DEFAULTS, bits_weights=4, bits_activations=16)}))
+    assert _q(_calibrate(net, replace(DEFAULTS, bits_bias=32)))["ip", "bias"].bits == 32
     assert (q["ip", "weight"].bits, q["ip", "output"].bits, q["conv", "weight"].bits) == (4, 16, 8)
 
 
@@ -193,7 +194,9 @@ def test_bad_requests() -> None:
     with pytest.raises(UsageError, match="neither"):
         check_settings(replace(DEFAULTS, weights=False, activations=False), Choice())
     with pytest.raises(UsageError, match="2 to 16"):
-        check_settings(replace(DEFAULTS, bits_bias=17), Choice())
+        check_settings(replace(DEFAULTS, bits_weights=17), Choice())
+    with pytest.raises(UsageError, match="2 to 32"):
+        check_settings(replace(DEFAULTS, bits_bias=33), Choice())
     with pytest.raises(UsageError, match="kl needs"):
         check_settings(replace(DEFAULTS, per_channel=True), Choice("mse", "kl"))
     observer = observe(net, _Feed(), 1, wanted=lambda n: n.name != "sum")
