@@ -135,7 +135,7 @@ def _noise(report: Report) -> str:
         return ""
     tops = [r for r in rows if r.kind == "top" and _plotted(r)]
     weights = [r for r in rows if r.kind == "weight"]
-    top = max([r.sqnr for r in rows if r.sqnr is not None and math.isfinite(r.sqnr)] + [1.0])
+    top = max([r.sqnr for r in (*tops, *weights) if r.sqnr is not None and math.isfinite(r.sqnr)] + [1.0])
 
     def chart(some: Sequence[Row], name: Callable[[Row], str]) -> str:
         return bars([(name(r), _finite(r.sqnr, top), f"{number(r.sqnr, 3)} dB") for r in some], top)
