@@ -6,6 +6,7 @@ Source: caffe-jacinto 0.17 quantized_layer.cpp, quantized_layer.cu, net.cpp; the
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,8 +121,7 @@ def _zero_point(low: float, scale: float, form: Format) -> float:
 
 
 def _float32(value: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.float32(value))
+    return ctypes.c_float(value).value  # infinite where it does not fit
 
 
 def per_channel(low: Tensor, high: Tensor, form: Format) -> QParams:
@@ -204,20 +204,23 @@ def _simulate(x: Tensor, flat: Tensor, q: QParams, *, clip: bool) -> Tensor:
     """The same, rounding halves away from zero, in pieces that stay in the processor's cache."""
     out = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)  # also those of axes of size 1
     piece = _PIECE * torch.get_num_threads() if x.device.type == "cpu" else flat.numel()
-    sign = torch.empty(min(piece, flat.numel()), dtype=x.dtype, device=x.device)
     scale, offset, below = float(q.scale), float(q.offset), below_half(x.dtype)
     low, high = q.limits
-    for a, b in zip(flat.split(piece), in_memory_order(out).view(-1).split(piece), strict=True):
+    signed = not clip or low < 0
+    sign = torch.empty(min(piece, len(flat)) if signed else 0, dtype=x.dtype, device=x.device)
+    made = in_memory_order(out).view(-1)
+    pieces = [(flat, made)] if len(flat) <= piece else zip(flat.split(piece), made.split(piece), strict=True)
+    for a, b in pieces:
         torch.mul(a, scale, out=b)
         if offset:
             b.add_(offset)
         if clip:  # the limits are whole numbers: before or behind the rounding is the same
             b.clamp_(low, high)
-        if clip and low >= 0:
-            b.add_(below).floor_()
-        else:
+        if signed:
             s = torch.sign(b, out=sign[: len(b)])
             b.abs_().add_(below).floor_().mul_(s)
+        else:
+            b.add_(below).floor_()
         if offset:
             b.sub_(offset)
         b.div_(scale)

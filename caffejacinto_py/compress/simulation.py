@@ -128,7 +128,7 @@ class Simulation(Hook):
     def numbers(self, x: Tensor, q: QParams, part: Part, *, clip: bool = True) -> Tensor:
         """x as the fixed-point numbers of `q` express it; its gradient is that of x."""
         y = simulate(x.detach(), q, rounding=self.rounding(part), clip=clip, clip_first=self.scheme.compat == "cpu")
-        return straight_through(x, y) if x.requires_grad else y
+        return straight_through(x, y) if x.requires_grad and torch.is_grad_enabled() else y
 
     # --- log ---------------------------------------------------------------------------------------------------------
     def lines(self) -> Iterator[str]:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from caffejacinto_py.engine.net import Net
 
 
+_MOST = 2.0**100
+
+
 class Sound(Simulation):
     """ranges: low and high of every top that is to be quantized, one row a top; NaN until it is known."""
 
@@ -114,13 +117,16 @@ class Sound(Simulation):
         numbers = torch.cat([self.ranges.to(net.device), *(p[None] for p in pairs)]).tolist()
         spans = dict(zip(weights, numbers[len(self.rows) :], strict=True))
         tables: dict[str, Table] = {}
+        bare = QParams(self.form.bits)
         for node in self.graph.nodes:
             part = self.scheme.parts[node.name]
             ws = [self._weight(net, node, i, spans.get((node.name, i))) for i in range(len(part.weights))]
-            ins = [replace(tables[p[0]][2][p[1]], quantize=False) if p else QParams() for p in part.inputs]
+            ins = [replace(tables[p[0]][2][p[1]], quantize=False) if p else bare for p in part.inputs]
             applied = max((float(q.applied) for q in ins), default=1.0)
             if part.role == "product":
                 applied *= float(torch.as_tensor(ws[0].scale).max()) if ws else 1.0
+            if not self.scheme.settings.activations or applied > _MOST:
+                applied = 1.0  # nothing divides it out again
             outs = [self._top(node, k, applied, numbers) for k in range(len(part.tops))]
             tables[node.name] = (ins, ws, outs)
         return tables

@@ -9,16 +9,21 @@ import torch
 
 from caffejacinto_py.compress.numerics import (
     Format,
+    QParams,
     from_integers,
+    from_message,
     half_away,
     half_even,
     make_qparams,
+    over_axis,
     per_channel,
     simulate,
     stochastic,
     straight_through,
     to_integers,
+    to_message,
 )
+from caffejacinto_py.schema import pb
 
 
 @pytest.mark.parametrize(
@@ -85,3 +90,62 @@ def test_the_gradient_goes_straight_through() -> None:
     y.backward(torch.tensor([2.0, 3.0]))
     assert x.grad is not None
     assert x.grad.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("form", [Format(8), Format(12, offset=True), Format(4, power2=True), Format(5, True, True)])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_a_channel_gets_what_it_would_get_alone(form: Format, shift: float) -> None:
+    w = torch.randn(6, 10, generator=torch.Generator().manual_seed(1)) + shift
+    low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
+    if shift:
+        w = w.abs()
+        low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)
+    q = per_channel(low, high, form)
+    for i in range(6):
+        one = make_qparams(float(low[i]), float(high[i]), form)
+        assert (torch.as_tensor(q.scale)[i, 0], torch.as_tensor(q.offset)[i, 0]) == (one.scale, one.offset)
+        assert q.unsigned == one.unsigned
+        assert torch.equal(simulate(w, q)[i], simulate(w[i], one))
+
+
+def test_a_range_too_small_for_float32_counts_as_empty() -> None:
+    q = make_qparams(0.0, 1e-40, Format(8))
+    assert (q.scale, q.offset) == (1.0, 0.0)
+    assert make_qparams(-1e-42, 1e-42, Format(8, offset=True)).scale == 1.0
+
+
+@pytest.mark.parametrize("clip", [True, False])
+@pytest.mark.parametrize("q", [make_qparams(-1, 2, Format(8)), make_qparams(0, 2, Format(6)),
+                               make_qparams(-1, 2, Format(4, offset=True))])  # fmt: skip
+@pytest.mark.parametrize("shape", [(70_000,), (4, 1, 5, 5), (2, 3, 4, 5), (0,)])
+def test_the_quick_road_is_the_plain_one(q: QParams, clip: bool, shape: tuple[int, ...]) -> None:
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    x = torch.cat([x.flatten()[: x.numel() // 2], (x.flatten()[x.numel() // 2 :] * 8).round() / 8 / q.scale]).view(
+        shape
+    )
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    y = simulate(x, q, clip=clip)
+    assert torch.equal(y, from_integers(to_integers(x, q, clip=clip), q))
+    assert y.stride() == x.stride()
+    assert torch.equal(simulate(x[..., ::2], q, clip=clip), y[..., ::2])
+
+
+def test_qparams_survive_a_message() -> None:
+    for q in (
+        make_qparams(-1.3, 0.7, Format(9, offset=True)),
+        make_qparams(0, 3.3, Format(8, power2=True), applied=2.5),
+    ):
+        assert from_message(pb.QuantizationParameter.QParams.FromString(to_message(q).SerializeToString())) == q
+    w = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(3))
+    for form in (Format(8), Format(8, offset=True)):
+        q = per_channel(w.amin((1, 2, 3), keepdim=True), w.amax((1, 2, 3), keepdim=True), form)
+        message = to_message(q)
+        again = from_message(message)
+        assert again.channels == q.channels == 4
+        assert torch.equal(simulate(w, over_axis(again, 4, 0)), simulate(w, q))
+        # a reader that knows nothing of channels gets numbers for the whole blob
+        assert message.scale_target == min(message.channel_scale)
+        assert (message.min, message.max) == pytest.approx((float(w.min()), float(w.max())), abs=1e-6)
+    old = pb.QuantizationParameter.QParams(bitwidth=7, scale=12.5)
+    assert from_message(old).scale == 12.5

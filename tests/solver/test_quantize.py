@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+import caffejacinto_py.pycaffe as caffe
 from caffejacinto_py.compress import quantize
 from caffejacinto_py.errors import CaffeError
 from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.weights import read_model, write_model
 from caffejacinto_py.solver.snapshot import load_extra
-from tests.solver.helpers import assert_equal, make_files, make_solver, params
+from tests.solver.helpers import assert_equal, make_files, make_solver, params, solver_text
 
 FULL = "iter_size: 2\naverage_loss: 3\ntest_iter: 2\ntest_interval: 4\nsnapshot: 5\n"
 TESTS = "test_iter: 2\ntest_interval: 100\n"
@@ -131,3 +132,25 @@ def test_nan_weights_stop_a_training_at_its_start(tmp_path: Path) -> None:
     with pytest.raises(CaffeError, match="layer 'ip': blob 1 has 1 values that are NaN or infinite"):
         again.step(1)
     assert again.iter == 0
+
+
+def test_pycaffe_trains_the_same(tmp_path: Path) -> None:
+    """Its last step runs layer by layer, over Split layers, with the solver's own ranges."""
+    files(tmp_path, "bitwidth_weights: 6")
+    (tmp_path / "solver.prototxt").write_text(solver_text(tmp_path))
+    caffe.set_mode_cpu()
+    theirs = caffe.SGDSolver(str(tmp_path / "solver.prototxt"))
+    for n in (2, 1, 3):
+        theirs.step(n)
+    mine = make_solver(tmp_path, "", layout="nchw")  # seeds the generators anew
+    mine.step(6)
+    for name, blobs in params(mine).items():
+        layer, i = name.rsplit("/", 1)
+        if layer == "bn":
+            continue  # the view's own BatchNorm counts its passes itself, quantized or not
+        np.testing.assert_allclose(theirs.net.params[layer][int(i)].data, blobs, rtol=1e-4, atol=1e-5)
+    a, b = quantize.find(theirs._loop.net), quantize.find(mine.net)
+    assert a is not None
+    assert b is not None
+    assert a.count == b.count == 6
+    np.testing.assert_allclose(a.state()["ranges"], b.state()["ranges"], rtol=1e-3, atol=1e-5)
