@@ -141,7 +141,8 @@ class Simulation(Hook):
             words = [("weights:" if i == 0 else "bias:", q) for i, q in enumerate(weights)]
             words += [("input :", q) for q in ins] + [("output:", q) for q in outs]
             for word, q in words:
-                if q.quantize or (word == "input :" and any(o.quantize for o in outs)):
+                known = q.quantize or isinstance(q.min, Tensor) or q.min != q.max  # a merged layer's top has no range
+                if known and (q.quantize or (word == "input :" and any(o.quantize for o in outs))):
                     yield f" Q {word} {_words(number, node.name, q)}"
 
 

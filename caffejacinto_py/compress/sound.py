@@ -127,7 +127,9 @@ class Sound(Simulation):
                 applied *= float(torch.as_tensor(ws[0].scale).max()) if ws else 1.0
             if not self.scheme.settings.activations or applied > _MOST:
                 applied = 1.0  # nothing divides it out again
-            outs = [self._top(node, k, applied, numbers) for k in range(len(part.tops))]
+            same = part.role is None and (node.layer.keeps_memory() or node.layer.hands_through())
+            # layers that only hand on what they read: the scale of the one before holds for the one behind
+            outs = [ins[0] if same else self._top(node, k, applied, numbers) for k in range(len(part.tops))]
             tables[node.name] = (ins, ws, outs)
         return tables
 

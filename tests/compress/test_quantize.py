@@ -336,3 +336,16 @@ def test_another_hook_comes_after_the_simulation() -> None:
     assert seen["ip"][0] is blobs["ip"]
     n = blobs["ip"] * hook.tables["ip"][2][0].scale
     assert torch.allclose(n, n.round(), atol=1e-3)
+
+
+def test_scales_pass_through_layers_that_only_hand_on() -> None:
+    flat = 'layer { name: "flat" type: "Flatten" bottom: "deconv" top: "flat" }\nlayer { name: "ip"'
+    net = make(
+        net=NET.replace('layer { name: "ip"', flat).replace('bottom: "deconv" top: "ip"', 'bottom: "flat" top: "ip"')
+    )
+    for _ in range(2):
+        run(net)
+    tables = simulation(net).tables
+    assert tables["ip"][0][0] == tables["flat"][0][0] == tables["flat"][2][0]
+    assert tables["ip"][0][0].scale == tables["deconv"][2][0].scale != 1
+    assert not tables["flat"][2][0].quantize
