@@ -51,8 +51,8 @@ def command(recipe: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     found = reading.load(recipe, variables=_variables(given["assignments"]), output=given["output"])
     jobs = resolve(found, dialect=given["dialect"], compat=given["compat"])
     device = devices.pick(given["gpu"], log=log) if given["gpu"] is not None and not dry_run else None
-    shared = {"workers": given["workers"], "python_layers": given["python_layers"]}
-    runner = Runner(found, jobs, start=given["start"], device=device, **shared)
+    shared = {name: given[name] for name in ("dialect", "workers", "python_layers", "start")}
+    runner = Runner(found, jobs, device=device, **shared)
     if dry_run:
         return _plan(runner, as_json)
     runner.run()

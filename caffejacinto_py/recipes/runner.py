@@ -38,13 +38,14 @@ class Runner:
     """A recipe about to run.
 
     start: stage to begin with, run anew; the ones before it must have finished. device: of torch, None lets each solver
-    decide.
+    decide. dialect: as given to `resolve`.
     """
 
     recipe: Recipe
     jobs: Sequence[Job]
     start: str | None = None
     device: str | None = None
+    dialect: str | None = None
     workers: int = 1
     python_layers: bool = False
     stopped: bool = False
@@ -181,12 +182,11 @@ class Runner:
         state = find_latest(job.solver.snapshot_prefix) if resume else None
         if resume and state is None:
             log.info("Stage %s was interrupted before its first snapshot: starting it anew", job.name)
-        compat = job.dialect.compat
         solver = Solver(
             load_solver(job.path("solver.prototxt")),
             device=device_of(job, self.device),
-            dialect=job.dialect.name,
-            compat=compat,
+            dialect=self.dialect,
+            compat=job.dialect.compat,
             weights=() if state else list(weights),
             workers=self.workers,
             python_layers=self.python_layers,
