@@ -185,7 +185,7 @@ def test_stochastic_rounding_is_the_fields_choice_and_torch_s_generator() -> Non
     def losses(more: str, seed: int) -> list[float]:
         net = make(more, phase="TRAIN")
         torch.manual_seed(seed)
-        return [float(net(batch(k)).loss) for k in range(3)]
+        return [float(net(batch(k)).loss.detach()) for k in range(3)]
 
     draw = "rounding_scheme: QuantizationParameter_Rounding_STOCHASTIC"
     assert losses(draw, 5) == losses(draw, 5) != losses(draw, 6)
