@@ -226,12 +226,16 @@ def _placed(message: Any, sources: Mapping[str, NetSource], folder: str, prefix:
 # --- nets ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class _Kept:
-    """Locations of a net that has lost the layers of other phases. layers: their indices in the file."""
+    """Locations of a net that has lost the layers of other phases. layers: their indices in the file. changed: where
+    the recipe sets a field of a layer."""
 
     locs: Any
     layers: tuple[int, ...]
+    changed: dict[tuple[str | int, ...], Loc] = field(default_factory=dict)
 
     def find(self, path: tuple[str | int, ...]) -> Loc | None:
+        if path in self.changed:
+            return self.changed[path]
         if len(path) > 1 and path[0] == "layer" and isinstance(path[1], int):
             path = ("layer", self.layers[path[1]], *path[2:])
         found: Loc | None = self.locs.find(path)
@@ -285,7 +289,17 @@ def _set_nets(stage: Stage, sources: Mapping[str, NetSource]) -> None:
             for source in chosen:
                 try:
                     _assign(source.doc.message, one)
+                    _note(source.doc, one)
                 except RecipeError as e:
                     failed.append(e)
             if failed and len(failed) == len(chosen):
                 raise failed[0]
+
+
+def _note(doc: Any, one: Assignment) -> None:
+    """Remember that the recipe says what stands in this field of a layer, for errors about it."""
+    path = one.text.partition("=")[0]
+    for i, layer in enumerate(doc.message.layer):
+        start = f"layer.{layer.name}."
+        if isinstance(doc.locs, _Kept) and path.startswith(start):
+            doc.locs.changed[("layer", i, *path[len(start) :].split("."))] = one.loc

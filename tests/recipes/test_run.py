@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from caffejacinto_py.cli import main
-from caffejacinto_py.errors import CaffeError, UsageError
+from caffejacinto_py.errors import CaffeError, Loc, UsageError
 from caffejacinto_py.recipes import results
 from caffejacinto_py.recipes.recipe import load
 from caffejacinto_py.recipes.resolve import resolve
@@ -218,8 +218,9 @@ def test_ctrl_c_in_a_test(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_a_later_stage_lacks_is_said_first(folder: Path) -> None:
     edit(folder, "layer.data.data_param.source: digits_test_lmdb", "layer.data.data_param.source: gone")
-    with pytest.raises(CaffeError, match="gone"):
+    with pytest.raises(CaffeError, match="gone") as caught:
         runner().run()
+    assert caught.value.loc == Loc("recipe.yaml", 12, 5)
     assert not Path("out").exists()
 
 
