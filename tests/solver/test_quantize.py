@@ -146,8 +146,6 @@ def test_pycaffe_trains_the_same(tmp_path: Path) -> None:
     mine.step(6)
     for name, blobs in params(mine).items():
         layer, i = name.rsplit("/", 1)
-        if layer == "bn":
-            continue  # the view's own BatchNorm counts its passes itself, quantized or not
         np.testing.assert_allclose(theirs.net.params[layer][int(i)].data, blobs, rtol=1e-4, atol=1e-5)
     a, b = quantize.find(theirs._loop.net), quantize.find(mine.net)
     assert a is not None
