@@ -97,9 +97,9 @@ Generated from the layer registry by `make docs`; do not edit.
 
 Every layer type of this version, with what the class itself says: formula, bottoms and tops with their axes, blobs in
 the order of a caffemodel, options, and where forks differ. *Forks*: who has the type; "all" are BVLC Caffe, NVCaffe,
-caffe-jacinto, SSD, ADaPTION and Ristretto. *V1*: its name in old `layers { type: ... }`. The fields of all parameter
-messages with their defaults are [below](#parameters). A field that is listed and of no effect here is accepted all the
-same, so that files of every fork parse.
+caffe-jacinto, SSD, ADaPTION and Ristretto; "caffejacinto" is this program. *V1*: its name in old
+`layers { type: ... }`. The fields of all parameter messages with their defaults are [below](#parameters). A field that
+is listed and of no effect here is accepted all the same, so that files of every fork parse.
 
 | type | other spellings | forks | bottoms | tops | parameters |
 |---|---|---|---|---|---|

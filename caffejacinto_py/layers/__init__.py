@@ -7,6 +7,7 @@ from caffejacinto_py.layers import (
     bn,
     conv,
     detectnet,
+    distill,
     dropout,
     elementwise,
     linear,
@@ -28,6 +29,7 @@ from caffejacinto_py.layers import (
     routing,
     shape,
     source,
+    teacher,
     vision,
     volume,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "bn",
     "conv",
     "detectnet",
+    "distill",
     "dropout",
     "elementwise",
     "linear",
@@ -58,6 +61,7 @@ __all__ = [
     "routing",
     "shape",
     "source",
+    "teacher",
     "vision",
     "volume",
 ]

@@ -63,6 +63,17 @@ class IntegerForm:
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Saved(NamedTuple):
+    """What autograd keeps of a layer for its backward. inputs, outputs: positions of blobs; extra: bytes of its own.
+
+    Parameters do not count. Masks, indices and what a loss works out are extra.
+    """
+
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    extra: int = 0
+
+
 class Head(NamedTuple):
     """The end of a classifier: bottom 0 has a score for every class on `axis`, bottom 1 the labels.
 
@@ -80,7 +91,7 @@ class Context:
 
     probe: opens the data of a source layer and returns the shapes of its tops; None where data must not be touched
     (`check`), then a source answers from its fields and `data_shape` (C, H, W). python_layers: whether Python layers
-    may run the code they name.
+    may run the code they name. teacher: the shapes that a teacher gives the tops of a Teacher layer; None: no teacher.
     """
 
     phase: str = "TRAIN"
@@ -88,6 +99,7 @@ class Context:
     probe: Callable[[Layer], Sequence[Shape]] | None = None
     data_shape: Shape = (3, 224, 224)
     python_layers: bool = False
+    teacher: Callable[[Layer], Sequence[Shape]] | None = None
 
     @property
     def train(self) -> bool:
@@ -120,6 +132,9 @@ class Layer:
     quantizes: ClassVar[str | None] = None  # "product" (weights, tops) "norm" "scale" "relu" "plain" "source" "input"
     low_precision: ClassVar[Mapping[str, str]] = {}  # scheme -> the type that replaces this one there
     is_softmax: ClassVar[bool] = False  # Caffe's sparsity tables leave out the convolution right before it
+    # float16 and bfloat16: "weights" multiplies in it, "values" reads and writes it but keeps its blobs and statistics,
+    # "moves" hands on what it reads whatever its type; None: stays in float32
+    narrows: ClassVar[str | None] = None
     channels_last: ClassVar[bool] = True  # runs on channels_last tensors without converting back
 
     def __init__(self, proto: Any, context: Context, ntop: int) -> None:
@@ -251,6 +266,22 @@ class Layer:
         """For a layer whose first top is a share of hits, 1 at best: among how many guesses the right one may be, 1
         being the strictest. None: it is no metric."""
         return None
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        """What a training pass keeps for backward, for numbers of `item` bytes: from shapes, for plans and summaries.
+
+        Default: the tops where the layer `saves_output`, nothing for views, else every bottom that gets a gradient.
+        """
+        if self.saves_output:
+            return Saved(outputs=tuple(range(len(outs))))
+        return Saved() if self.is_view else Saved(tuple(i for i in range(len(ins)) if self.differentiable(i)))
+
+    def repeatable(self) -> bool:
+        """Whether a pass may run the layer again on the same inputs to spare memory: with torch's generators set back
+        and `module.update` False the tops are the same and nothing counts twice. Losses and metrics are never run
+        again."""
+        gets = not self.proto.bottom or any(self.differentiable(i) for i in range(len(self.proto.bottom)))
+        return gets and not (self.stateful_forward or self.source or self.loss_top) and self.metric() is None
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         """Multiply-accumulates of one forward pass over the whole batch."""

@@ -23,11 +23,12 @@ def prepare(
     probe: Callable[[Layer], Sequence[Shape]] | None = None,
     data_shape: Shape = (3, 224, 224),
     python_layers: bool = False,
+    teacher: Callable[[Layer], Sequence[Shape]] | None = None,
 ) -> Graph:
     """From a loaded net (a Document of `load_net`, or an upgraded NetParameter) to a graph that is ready to run.
 
     phase, level, stages: what is None comes from the net's own `state`. probe: see Context; None does not touch data.
-    python_layers: Python layers may run their code.
+    python_layers: Python layers may run their code. teacher: see Context.
     Raises PrototxtError, LayerError, DataError or ManyErrors with locations.
     """
     message, locs = (doc.message, doc.locs) if hasattr(doc, "message") else (doc, None)
@@ -43,7 +44,9 @@ def prepare(
         dialect=dialect,
         locate=locs.find if locs is not None else None,
     )
-    context = Context(phase=phase, dialect=dialect, probe=probe, data_shape=data_shape, python_layers=python_layers)
+    context = Context(
+        phase=phase, dialect=dialect, probe=probe, data_shape=data_shape, python_layers=python_layers, teacher=teacher
+    )
     return finish(quantize_check.check(shapes.infer(ignored.note(graph), context)))
 
 
