@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from caffejacinto_py.errors import LayerError
 from caffejacinto_py.ir.graph import Graph, Node, Param, Shape
 from caffejacinto_py.layers.fillers import fill
 from caffejacinto_py.schema.blobs import blob_to_array
+
+if TYPE_CHECKING:
+    from caffejacinto_py.engine.net import Net
 
 Owned = dict[tuple[str, int], nn.Parameter]
 
@@ -120,3 +124,13 @@ def _given(node: Node, index: int, shape: Shape) -> np.ndarray:
             loc=node.loc,
         )
     return np.array(array, np.float32).reshape(shape)
+
+
+def share_buffers(owner: Net, view: Net) -> None:
+    """Let layers of two nets with the same parameters have one state: BatchNorm's count of passes, an LSTM's memory."""
+    kept = {n.name: m for n, m in zip((n for n in owner.graph.nodes if not n.layer.source), owner.layers, strict=True)}
+    for node, module in zip((n for n in view.graph.nodes if not n.layer.source), view.layers, strict=True):
+        for name, buffer in getattr(kept.get(node.name), "_buffers", {}).items():
+            own = module._buffers.get(name)
+            if buffer is not None and own is not None and own.shape == buffer.shape:
+                module._buffers[name] = buffer

@@ -13,6 +13,7 @@ import torch
 from caffejacinto_py.compress import quantize
 from caffejacinto_py.engine.layerwise import Tape
 from caffejacinto_py.engine.net import Net as Engine
+from caffejacinto_py.engine.params import share_buffers
 from caffejacinto_py.errors import UsageError, near
 from caffejacinto_py.ir.graph import Graph, Node, Value
 from caffejacinto_py.layers.modules.blob import ParamBlob, ParamMemory, Top
@@ -86,7 +87,7 @@ class Net(InBatches):
         self._net = Engine(self._graph, device=device, share=share, seed=MODE.seed, layout="nchw", inplace=False)
         self._net.hook = share.hook if share is not None else None
         if share is not None:
-            _share_buffers(share, self._net)
+            share_buffers(share, self._net)
         modules = iter(self._net.layers)
         self._modules = [None if n.layer.source else next(modules) for n in self._graph.nodes]
         self._tape = Tape()
@@ -376,16 +377,6 @@ def _constants(node: Node) -> list[float | None]:
 def _key(v: Value) -> Value | str:
     """Versions of a blob share memory, as in Caffe; unnamed tops are all different."""
     return v if v.name == "(automatic)" else v.name
-
-
-def _share_buffers(owner: Engine, view: Engine) -> None:
-    """Let layers of two nets with the same parameters have one state: BatchNorm's count of passes, an LSTM's memory."""
-    kept = {n.name: m for n, m in zip((n for n in owner.graph.nodes if not n.layer.source), owner.layers, strict=True)}
-    for node, module in zip((n for n in view.graph.nodes if not n.layer.source), view.layers, strict=True):
-        for name, buffer in getattr(kept.get(node.name), "_buffers", {}).items():
-            own = module._buffers.get(name)
-            if buffer is not None and own is not None and own.shape == buffer.shape:
-                module._buffers[name] = buffer
 
 
 def _arguments(args: tuple[Any, ...], phase: Any, level: Any, stages: Any, weights: Any) -> tuple[Any, Any, Any, Any]:
