@@ -135,6 +135,7 @@ class _Job:
 
     def open(self, weights: tuple[str, ...], *, optimize: bool) -> None:
         """Make the float net with its weights and its data. Raises CaffeError of every kind."""
+        from caffejacinto_py.cli.optimize import report
         from caffejacinto_py.engine.net import Net
         from caffejacinto_py.passes.absorb import absorb
         from caffejacinto_py.solver import build
@@ -146,10 +147,9 @@ class _Job:
             raise UsageError(f"{self.model} has no data of its own in phase TEST", hint="give it a data layer")
         self.before = self.net.graph
         if optimize:
-            done = absorb(self.before, self.net.model())
-            for kept in done.kept:
-                self.log.info("Not absorbed: %s (%s): %s", kept.node, kept.type, kept.reason)
-            self.log.info("Absorbed %d layers, dropped %d.", len(done.merged), len(done.dropped))
+            self.log.info("Optimizing Net %s", self.before.name)
+            done = absorb(self.before, self.net.model(), shared="keep")
+            report(done, self.log)
             self.net = Net(done.graph, device=self.device, seed=0)
             self.net.load(done.model)
         self.feed = Feed(self.net, seed=0, workers=self.given["workers"])

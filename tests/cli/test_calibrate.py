@@ -240,3 +240,23 @@ def test_an_output_that_cannot_be_written_leaves_nothing(trained: Path, capsys: 
     (trained / "q.caffemodel").mkdir()  # found only when the second file is written
     assert main(ARGS) != 0
     assert not (trained / "q.prototxt").exists()
+
+
+def test_optimize_leaves_shared_weights_as_they_are(trained: Path, capsys: Capture) -> None:
+    """What absorbing refuses is said with its place; `calibrate` has no option to ask for that."""
+    net = NET.replace(
+        "convolution_param { num", 'param { name: "w" } param { name: "b" } convolution_param { pad: 1 num'
+    )
+    second = net[net.index('layer { name: "conv"') : net.index('layer { name: "relu"')]
+    for old, new in (('"conv"', '"conv2"'), ('"bn"', '"bn2"'), ('bottom: "data"', 'bottom: "half"')):
+        second = second.replace(old, new)
+    halves = 'layer { name: "half" type: "Power" bottom: "data" top: "half" power_param { scale: 0.5 } }\n'
+    both = 'layer { name: "sum" type: "Eltwise" bottom: "conv" bottom: "conv2" top: "sum" }\nlayer { name: "ip" '
+    net = net.replace('layer { name: "relu"', halves + second + 'layer { name: "relu"')
+    net = net.replace('bottom: "conv" top: "ip"', 'bottom: "sum" top: "ip"').replace('layer { name: "ip" ', both)
+    (trained / "net.prototxt").write_text(net)
+    assert main(["train", "--solver", "solver.prototxt", "--log-level", "error"]) == 0
+    assert main([*ARGS[:-1], "info", "--optimize", "--no-score"]) == 0
+    err = capsys.readouterr().err
+    assert "net.prototxt:11:1: Kept: BatchNorm bn: " in err and "'conv2'" in err
+    assert "--keep-shared" not in err and "bn2" in (trained / "q.prototxt").read_text()
