@@ -51,8 +51,8 @@ SWITCHES: dict[str, Switch] = {
     "ristretto": Switch(
         (SOUND, "cpu", "gpu"),
         "Layers of Ristretto. cpu, gpu: as that build does, a layer overwrites its bottom with the rounded values, "
-        "which other layers then read, and minifloats just below their largest number round past it (NaN becomes it). cpu: "
-        "power-of-two mode leaves activations alone. gpu: halves round to even, not away from zero.",
+        "which other layers then read, and minifloats just below their largest number round past it (NaN becomes it). "
+        "cpu: power-of-two mode leaves activations alone. gpu: halves round to even, not away from zero.",
     ),
     "elu": Switch((SOUND, "binary"), "ELU with lambda in caffe-jacinto. binary: its gradient, not the derivative."),
     "normalize": Switch(
