@@ -132,6 +132,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def size(count: int) -> str:
+    """Bytes for people: in B, KiB, MiB or GiB."""
+    value, units = float(count), ["B", "KiB", "MiB", "GiB"]
+    while value >= 1024 and len(units) > 1:
+        value /= 1024
+        units.pop(0)
+    return f"{count} B" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
 def table(rows: Sequence[tuple[str, ...]], right: str) -> str:
     """Rows as aligned columns; `right` has "r" for each column that is aligned to the right, "l" else."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(right))]

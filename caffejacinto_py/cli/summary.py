@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caffejacinto_py.cli import options
-from caffejacinto_py.errors import UsageError
+from caffejacinto_py.errors import PrototxtError, UsageError, near
 
 if TYPE_CHECKING:
     from caffejacinto_py.ir.graph import Graph
+    from caffejacinto_py.passes.memory import Memory
 
 
 @click.command()
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @options.phases(default="TRAIN")
 @options.state
 @options.data_shape
+@click.option("--memory", is_flag=True, help="Bytes instead: weights, gradients, history, and what layers keep.")
+@click.option("--batch", type=click.IntRange(min=1), help="Batch size, in place of the net's.")
+@click.option("--solver", type=options.FILE, help="For --memory: the solver whose type decides the history.  [SGD]")
 @options.python_layers
 @options.as_json
 def command(
@@ -30,6 +34,9 @@ def command(
     level: int,
     stage: tuple[str, ...],
     data_shape: tuple[int, ...] | None,
+    memory: bool,
+    batch: int | None,
+    solver: Path | None,
     python_layers: bool,
     as_json: bool,
 ) -> int:
@@ -38,25 +45,83 @@ def command(
     MODEL is a net, text. Data and weights are not opened. Parameters are counted once where layers share them. MACs:
     multiply-accumulates of one forward pass over the whole batch.
 
+    --memory works from shapes (float32). SAVED is what a training pass keeps of a layer for its gradient, memory that
+    layers share counted once; in phase TEST nothing is kept, and LIVE, the most blobs at one time, counts instead. The
+    framework, the workspace of kernels and data that wait are not in it. See docs/memory.md.
+
     JSON: {"name", "phase", "data_shape" (what was assumed, or null), "layers": [{"name", "type", "bottoms", "tops",
-    "shapes", "params", "macs"}], "params", "macs"}.
+    "shapes", "params", "macs"}], "params", "macs"}. With --memory: {"name", "phase", "data_shape", "batch", "solver"
+    (its type), "layers": [{"name", "type", "params", "tops", "saved"}], "params", "gradients", "history", "inputs",
+    "saved", "live", "total"}, all in bytes.
     """
     path = model or named
     if path is None:
         raise UsageError("which net? give MODEL", hint="caffejacinto summary train_val.prototxt")
+    if solver is not None and not memory:
+        raise UsageError("--solver goes with --memory")
     from caffejacinto_py.checking import fit
+    from caffejacinto_py.passes.memory import with_batch
     from caffejacinto_py.schema.upgrade import load_net
 
     state: dict[str, Any] = {"phase": phase, "level": level, "stages": stage, "python_layers": python_layers}
     graph, assumed = fit(load_net(path), data_shape=data_shape, **state)
-    found = describe(graph)
+    if batch is not None:
+        graph = with_batch(graph, batch)
+    found = bytes_of(graph, _solver_type(solver)) if memory else describe(graph)
     if as_json:
         options.print_json({**found, "data_shape": assumed})
     else:
-        click.echo(render(found))
+        click.echo(render_bytes(found) if memory else render(found))
         if assumed:
             click.echo(f"Data is taken as {'x'.join(map(str, assumed))}; --data-shape says otherwise.")
     return 0
+
+
+def _solver_type(path: Path | None) -> str:
+    """What the solver says; SGD where none is given."""
+    from caffejacinto_py.passes.memory import HISTORY
+    from caffejacinto_py.schema.upgrade import load_solver
+
+    if path is None:
+        return "SGD"
+    doc = load_solver(path)
+    kind = str(doc.message.type)
+    if kind not in HISTORY:
+        text = f"the solver type '{kind}' is not known"
+        raise PrototxtError(text, loc=doc.locs.find(("type",)), hint=near(kind, HISTORY))
+    return kind
+
+
+def bytes_of(graph: Graph, solver: str = "SGD") -> dict[str, Any]:
+    """The net as `summary --memory --json` prints it, without data_shape."""
+    from dataclasses import asdict
+
+    from caffejacinto_py.passes.memory import account, batch_of
+
+    found: Memory = account(graph, solver=solver)
+    head = {"name": graph.name, "batch": batch_of(graph), "solver": solver}
+    return {**head, **asdict(found), "total": found.total}
+
+
+def render_bytes(found: dict[str, Any]) -> str:
+    """The table of `summary --memory`."""
+    rows = [("layer", "type", "params", "tops", "saved")]
+    for layer in found["layers"]:
+        rows.append((layer["name"], layer["type"], *(options.size(layer[k]) for k in ("params", "tops", "saved"))))
+    train = found["phase"] == "TRAIN"
+    lines = [
+        f"{found['name'] or 'net'} ({found['phase']}), batch {found['batch']}",
+        options.table(rows, "llrrr"),
+        f"weights      {options.size(found['params'])}",
+    ]
+    if train:
+        lines += [
+            f"gradients    {options.size(found['gradients'])}",
+            f"history      {options.size(found['history'])} ({found['solver']})",
+            f"activations  {options.size(found['saved'])} kept for backward",
+        ]
+    lines += [f"live         {options.size(found['live'])} at most in a forward pass"]
+    return "\n".join([*lines, f"total        {options.size(found['total'])}"])
 
 
 def describe(graph: Graph) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class BN(Layer):
 
     stateful_forward = True
 
+    def repeatable(self) -> bool:
+        return True  # the module has `update`
+
     @property
     def kind(self) -> int:
         """1, 2 or 3: which of the layers, see the class."""

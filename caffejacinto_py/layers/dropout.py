@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
+from caffejacinto_py.layers.base import IntegerForm, Layer, Saved, Shape
 from caffejacinto_py.layers.registry import layer
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Dropout(Layer):
     Source: BVLC dropout_layer.cpp, the same in all forks; scale_train: Fast R-CNN's dropout_layer.cpp.
     """
 
+    narrows = "values"
     may_inplace = True  # backward reads the mask only
     is_view = True  # TEST hands the bottom through
     stateful_forward = True
@@ -36,6 +38,12 @@ class Dropout(Layer):
             hint = "for no dropout remove the layer" if ratio == 0 else None
             raise self.fail(f"dropout_ratio must be between 0 and 1, not {ratio:g}", FIELD, "dropout_ratio", hint=hint)
         return [ins[0]]
+
+    def repeatable(self) -> bool:
+        return True  # random numbers are torch's
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        return Saved(extra=item * prod(ins[0]) if self.context.train else 0)  # the mask
 
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         if self.context.train or not self.param.scale_train:

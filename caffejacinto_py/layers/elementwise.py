@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
+from caffejacinto_py.layers.base import IntegerForm, Layer, Saved, Shape
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
 
@@ -25,6 +26,7 @@ class Eltwise(Layer):
     Source: BVLC eltwise_layer.
     """
 
+    narrows = "values"
     quantizes = "plain"
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
@@ -50,6 +52,12 @@ class Eltwise(Layer):
         if self.param.operation != pb.EltwiseParameter.SUM:
             return ()
         return [i for i in range(len(self.proto.bottom)) if not self.param.coeff or self.param.coeff[i] == 1]
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        if self.param.operation == pb.EltwiseParameter.PROD:
+            return super().saved(ins, outs, item)
+        choices = len(ins) - 1 if self.param.operation == pb.EltwiseParameter.MAX else 0  # one byte each: who won
+        return Saved(extra=choices * prod(outs[0]))
 
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         if self.param.operation == pb.EltwiseParameter.PROD:

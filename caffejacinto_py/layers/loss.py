@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Head, Layer, Shape
+from caffejacinto_py.layers.base import Head, Layer, Saved, Shape
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
 
@@ -111,6 +111,9 @@ class SoftmaxWithLoss(Loss):
 
     def head(self, ins: Sequence[Shape]) -> Head | None:
         return Head(self._axis(len(ins[0])), self._ignore())
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        return Saved(extra=item * math.prod(ins[0]) + 8 * math.prod(ins[1]))  # log of the softmax, int64 labels
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.loss import SoftmaxWithLoss

@@ -36,6 +36,9 @@ class _LowPrecision(Layer):
         stochastic = source.rounding_scheme == source.STOCHASTIC
         self.stateful_forward = stochastic or self._falls_through  # type: ignore[misc]
 
+    def repeatable(self) -> bool:
+        return True  # random numbers are torch's
+
     @property
     def _falls_through(self) -> bool:
         """Whether DETERMINISTIC runs on into STOCHASTIC, as it does on the GPU build where source and target differ."""
@@ -109,6 +112,9 @@ class _Dual(_LowPrecision):
             "the second belongs to the rounded weights, and the bias trains with lr_mult 1, decay_mult 1"
         )
 
+    def repeatable(self) -> bool:
+        return False  # a second pass would write the rounded blobs again, which the first one's gradient reads
+
     def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
         """Also the 1 or 2 blobs of a plain layer."""
         return doubled(blobs, targets, self.precision())
@@ -154,7 +160,7 @@ class LPConvolution(_Dual, Convolution):
     """
 
     unread = "lp_convolution_param"
-    quantizes = None  # type: ignore[assignment]
+    quantizes = narrows = None  # type: ignore[assignment]
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.lp import LPConvolution as Module
@@ -183,7 +189,7 @@ class LPInnerProduct(_Dual, InnerProduct):
     """
 
     unread = "lp_inner_product_param"
-    quantizes = None  # type: ignore[assignment]
+    quantizes = narrows = None  # type: ignore[assignment]
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         if self.param.normalize:

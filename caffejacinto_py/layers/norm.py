@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Shape
+from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Saved, Shape
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.folding import Affine, Refused, doubles, normalization
 from caffejacinto_py.layers.registry import layer
@@ -43,6 +43,10 @@ class LRN(Layer):
             raise self.fail(f"local_size must be odd, not {self.param.local_size}", "lrn_param", "local_size")
         return [ins[0]]
 
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        blobs = 4 if self.param.norm_region == WITHIN_CHANNEL else 1  # squares, means, scale, power; else the scale
+        return Saved((0,), extra=blobs * item * prod(ins[0]))
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import lrn as m
 
@@ -72,9 +76,13 @@ class BatchNorm(Layer):
     Source: BVLC batch_norm_layer.cpp; NVCaffe batch_norm_layer.cpp; Ioffe and Szegedy 2015.
     """
 
+    narrows = "values"
     quantizes = "norm"
 
     stateful_forward = True
+
+    def repeatable(self) -> bool:
+        return True  # the module has `update`
 
     @property
     def affine(self) -> bool:
@@ -229,6 +237,7 @@ class Scale(_Spread):
     Source: BVLC scale_layer.cpp; the same in all forks.
     """
 
+    narrows = "values"
     quantizes = "scale"
 
     def is_affine(self, ins: Sequence[Shape]) -> bool:
@@ -270,6 +279,7 @@ class Bias(_Spread):
     Source: BVLC bias_layer.cpp; the same in all forks.
     """
 
+    narrows = "values"
     quantizes = "plain"
 
     may_inplace = True
@@ -280,6 +290,9 @@ class Bias(_Spread):
 
     def neutral(self, ins: Sequence[Shape], blobs: Sequence[Any]) -> list[Any]:
         return [np.zeros_like(blobs[0])]
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        return Saved()
 
     def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
         return [filled_blob(self, self.small(ins)[1], "filler")] if len(ins) == 1 else []

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
+from caffejacinto_py.layers.base import IntegerForm, Layer, Saved, Shape
 from caffejacinto_py.layers.registry import layer
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Pooling(Layer):
     Source: BVLC pooling_layer.cpp and .cu; Zeiler and Fergus 2013 for STOCHASTIC.
     """
 
+    narrows = "values"
     quantizes = "plain"
 
     def __init__(self, proto: object, context: object, ntop: int) -> None:
@@ -124,6 +126,13 @@ class Pooling(Layer):
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         *_, out = self._windows(ins)
         return [(*ins[0][:2], *out)] * self.ntop
+
+    def repeatable(self) -> bool:
+        return True  # random numbers are torch's
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        places = 8 * prod(outs[0]) if self.param.pool == MAX else 0  # int64
+        return Saved((0,), extra=places)
 
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         if self.param.pool == STOCHASTIC:

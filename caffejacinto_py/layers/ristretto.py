@@ -78,9 +78,12 @@ class Binary:
 class _Short(Layer):
     """What the layers share: reading quantization_param."""
 
-    quantizes = None  # it does so itself
+    quantizes = narrows = None  # it does so itself
     low_precision = {}
     stateful_forward = True  # draws random numbers
+
+    def repeatable(self) -> bool:
+        return True  # random numbers are torch's
 
     def words(self) -> Words:
         """The numbers that the layer uses, checked. Raises LayerError naming the field."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
+from caffejacinto_py.layers.base import IntegerForm, Layer, Saved, Shape
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
 
@@ -23,6 +23,7 @@ class Concat(Layer):
     concat_param: axis (1, negative counts from the end), or the deprecated concat_dim. Source: BVLC concat_layer.
     """
 
+    narrows = "moves"
     quantizes = "plain"
 
     def _axis(self, ndim: int) -> int:
@@ -44,6 +45,9 @@ class Concat(Layer):
                 )
         return [(*ins[0][:axis], sum(s[axis] for s in ins), *ins[0][axis + 1 :])]
 
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        return Saved()
+
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         return IntegerForm("concat", {"axis": self._axis(len(ins[0]))})
 
@@ -61,6 +65,7 @@ class Slice(Layer):
     increasing, one fewer than tops; without it all tops are equal. Source: BVLC slice_layer.
     """
 
+    narrows = "moves"
     is_view = True
 
     def _axis(self, ndim: int) -> int:
@@ -104,6 +109,7 @@ class Slice(Layer):
 class Split(Layer):
     """Every top is the bottom itself; their gradients add up. Source: BVLC split_layer."""
 
+    narrows = "moves"
     is_view = True
 
     def keeps_memory(self) -> bool:
@@ -129,6 +135,7 @@ class Flatten(Layer):
     flatten_layer.
     """
 
+    narrows = "moves"
     is_view = forbids_inplace = True
 
     def keeps_memory(self) -> bool:
@@ -163,6 +170,7 @@ class Reshape(Layer):
     what remains. Caffe forbids it in place. Source: BVLC reshape_layer.
     """
 
+    narrows = "moves"
     is_view = forbids_inplace = True
 
     def keeps_memory(self) -> bool:
@@ -289,6 +297,8 @@ class Reduction(Layer):
 @layer("Silence", v1="SILENCE", bottoms=(1, None), tops=(0, 0))
 class Silence(Layer):
     """Takes bottoms so that they are no net outputs. No top, no gradient. Source: BVLC silence_layer."""
+
+    narrows = "moves"
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         return []

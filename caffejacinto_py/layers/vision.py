@@ -75,6 +75,9 @@ class SPP(Layer):
         super().__init__(proto, context, ntop)  # type: ignore[arg-type]
         self.stateful_forward = self.param.pool == pb.SPPParameter.STOCHASTIC  # type: ignore[misc]
 
+    def repeatable(self) -> bool:
+        return True  # random numbers are torch's
+
     def _levels(self, ins: Sequence[Shape]) -> list[tuple[int, Pair, Pair]]:
         """(bins an axis, kernel, padding) of each level, checked."""
         shape, height = ins[0], self.param.pyramid_height

@@ -1,0 +1,164 @@
+"""What a net takes in memory, from shapes alone: weights, gradients, history, and what a pass keeps for its gradient.
+
+Storages: a value and those that share its memory (layers in place, views, a Scale inside its BatchNorm) count once.
+Not counted: the framework, workspace of kernels, data that wait. `tests/passes/test_memory.py` holds the sums within
+10 % of what autograd keeps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from caffejacinto_py.errors import UsageError
+from caffejacinto_py.ir.graph import Graph, Shape, Value
+from caffejacinto_py.passes.shapes import reshape
+
+HISTORY = {"SGD": 1, "Nesterov": 1, "AdaGrad": 1, "RMSProp": 1, "AdaDelta": 2, "Adam": 2}  # blobs per learnable blob
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one layer keeps for backward: whole storages, and bytes of its own (masks, indices)."""
+
+    storages: frozenset[Value]
+    extra: int = 0
+
+
+@dataclass(frozen=True)
+class LayerMemory:
+    """Bytes of one layer. params: of blobs it owns; tops: of its tops that are new memory; saved: what it is the first
+    to keep."""
+
+    name: str
+    type: str
+    params: int
+    tops: int
+    saved: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a net in its phase. saved: kept for backward, all layers (0 in TEST). live: most blobs at one time in a
+    forward pass, those kept included. inputs: what is fed."""
+
+    phase: str
+    params: int
+    gradients: int
+    history: int
+    inputs: int
+    saved: int
+    live: int
+    layers: tuple[LayerMemory, ...]
+
+    @property
+    def total(self) -> int:
+        """TRAIN: weights, gradients, history and what is kept; TEST: weights and the most blobs at one time."""
+        return self.params + self.gradients + self.history + (self.saved if self.phase == "TRAIN" else self.live)
+
+
+def with_batch(graph: Graph, batch: int) -> Graph:
+    """The graph for another batch size: axis 0 of everything that is fed. Raises UsageError where nothing has such an
+    axis, or the layers' blobs depend on it."""
+    if batch < 1:
+        raise UsageError(f"a batch of {batch} images: give a positive number")
+    tops = [v for n in graph.nodes if n.layer.source for v in n.outputs if graph.shapes[v]]
+    if not tops:
+        raise UsageError("the net has no input with a batch axis", hint="leave --batch out")
+    size = graph.shapes[tops[0]][0]
+    given: dict[str, Shape] = {v.name: (batch, *graph.shapes[v][1:]) for v in tops if graph.shapes[v][0] == size}
+    made = reshape(graph, given)
+    for n in made.nodes:
+        before = [b.shape for b in n.layer.blobs([graph.shapes[v] for v in n.inputs])]
+        if before != [b.shape for b in n.layer.blobs([made.shapes[v] for v in n.inputs])]:
+            raise UsageError(f"layer '{n.name}' has blobs whose sizes depend on the batch", hint="leave --batch out")
+    return made
+
+
+def batch_of(graph: Graph) -> int:
+    """Axis 0 of the first thing that is fed; 0 where there is none."""
+    fed = (graph.shapes[v] for n in graph.nodes if n.layer.source for v in n.outputs)
+    return next((s[0] for s in fed if s), 0)
+
+
+def size_of(graph: Graph, v: Value, item: int = 4) -> int:
+    """Bytes of a value."""
+    return item * prod(graph.shapes[v])
+
+
+def storages(graph: Graph) -> dict[Value, Value]:
+    """The value whose memory each value lies in, as `Net.forward` runs the graph."""
+    root: dict[Value, Value] = {}
+    for node in graph.nodes:
+        train = graph.phase == "TRAIN"
+        for v in node.outputs:
+            if node.inplace is not None:
+                root[v] = root[node.inputs[node.inplace]]
+            elif node.absorbed or (node.inputs and node.layer.is_view and not (train and node.layer.stateful_forward)):
+                root[v] = root[node.inputs[0]]
+            else:
+                root[v] = v
+    return root
+
+
+def kept(graph: Graph, root: dict[Value, Value], *, item: int = 4) -> list[Kept]:
+    """What each node keeps for backward. An absorbed layer keeps nothing: the one before it does its work."""
+    if graph.phase != "TRAIN" and not graph.force_backward:
+        return [Kept(frozenset())] * len(graph.nodes)
+    found = []
+    for node in graph.nodes:
+        if node.layer.source or node.absorbed or not node.backward:
+            found.append(Kept(frozenset()))
+            continue
+        ins, outs = [graph.shapes[v] for v in node.inputs], [graph.shapes[v] for v in node.outputs]
+        saved = node.layer.saved(ins, outs, item)
+        values = [node.inputs[i] for i in saved.inputs] + [node.outputs[i] for i in saved.outputs]
+        found.append(Kept(frozenset(root[v] for v in values), saved.extra))
+    return found
+
+
+def account(graph: Graph, *, solver: str = "SGD", item: int = 4) -> Memory:
+    """The bytes of a shaped graph. solver: its type, for the history; item: bytes of a number."""
+    root = storages(graph)
+    keeps = kept(graph, root, item=item)
+    train = graph.phase == "TRAIN"
+    own: dict[str, int] = {}
+    for p in graph.params:
+        own[p.node] = own.get(p.node, 0) + item * prod(p.shape)
+    learnt = item * sum(prod(p.shape) for p in graph.params if p.lr_mult) if train else 0
+    seen: set[Value] = set()
+    layers = []
+    for node, keep in zip(graph.nodes, keeps, strict=True):
+        fresh = keep.storages - seen
+        seen |= fresh
+        saved = sum(size_of(graph, v, item) for v in fresh) + keep.extra
+        tops = sum(size_of(graph, v, item) for v in node.outputs if root[v] == v)
+        layers.append(LayerMemory(node.name, node.type, own.get(node.name, 0), tops, saved))
+    return Memory(
+        phase=graph.phase,
+        params=sum(own.values()),
+        gradients=learnt,
+        history=learnt * HISTORY[solver],
+        inputs=sum(size_of(graph, v, item) for n in graph.nodes if n.layer.source for v in n.outputs),
+        saved=sum(layer.saved for layer in layers),
+        live=_most(graph, root, keeps, item),
+        layers=tuple(layers),
+    )
+
+
+def _most(graph: Graph, root: dict[Value, Value], keeps: list[Kept], item: int) -> int:
+    """Bytes of the fullest moment of a forward pass."""
+    last: dict[Value, int] = {}
+    for k, node in enumerate(graph.nodes):
+        last.update((root[v], k) for v in (*node.inputs, *node.outputs))
+    last.update((root[v], len(graph.nodes)) for v in graph.outputs)
+    alive: set[Value] = set()
+    saved: set[Value] = set()
+    extra = most = 0
+    for k, (node, keep) in enumerate(zip(graph.nodes, keeps, strict=True)):
+        alive |= {root[v] for v in node.outputs}
+        saved |= keep.storages
+        extra += keep.extra
+        most = max(most, extra + sum(size_of(graph, v, item) for v in alive | saved))
+        alive = {v for v in alive if last[v] > k}
+    return most
