@@ -20,7 +20,6 @@ from caffejacinto_py.compress.qparams import Table
 from caffejacinto_py.compress.simulation import Simulation
 from caffejacinto_py.ir.graph import Graph, Node
 from caffejacinto_py.passes.quantize import Part, Scheme, is_stochastic
-from caffejacinto_py.schema import pb
 
 if TYPE_CHECKING:
     from caffejacinto_py.engine.net import Net
@@ -64,7 +63,7 @@ class Binary(Simulation):
         part, table = self.scheme.parts.get(node.name), self.active.get(node.name)
         if part is None:
             return outs
-        if table is not None and not self._is_float(part):
+        if table is not None and (self.scheme.fixed or not self.scheme.settings.float_only):
             _, weights, tops = table
             if self._infer_count(part) == 0:
                 self._snap(part, weights)
@@ -75,12 +74,6 @@ class Binary(Simulation):
                     # now, since the engine's in-place layers would overwrite it; what is written later counts
                     self._seen[self.memory[v.name]] = torch.stack(torch.aminmax(out.detach()))
         return outs
-
-    def _is_float(self, part: Part) -> bool:
-        if not self.scheme.fixed:
-            return self.scheme.settings.float_only
-        precision = pb.QuantizationParameter.QuantizationParameter_Precision_FLOAT
-        return bool(part.stored.HasField("precision") and part.stored.precision == precision)
 
     def _infer_count(self, part: Part) -> int:
         if self.started:

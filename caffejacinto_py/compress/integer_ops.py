@@ -16,8 +16,7 @@ from caffejacinto_py.compress.integer_run import divisors, smallest
 from caffejacinto_py.compress.numerics import QParams, from_message, over_axis, to_integers
 from caffejacinto_py.ir.graph import Node, Shape
 from caffejacinto_py.layers.base import IntegerForm
-from caffejacinto_py.passes.quantize import is_stored
-from caffejacinto_py.schema import pb
+from caffejacinto_py.passes.quantize import is_float, is_stored
 
 WIDTHS = 2, 16  # bits of weights and tensors
 BIAS_WIDTHS = 2, 32
@@ -86,11 +85,7 @@ class Stored:
 def stored(node: Node) -> Stored:
     """What the prototxt says of a layer."""
     message = node.proto.quantization_param
-    if not is_stored(node.proto):
-        return Stored(node)
-    if message.precision == pb.QuantizationParameter.QuantizationParameter_Precision_FLOAT and message.HasField(
-        "precision"
-    ):
+    if not is_stored(node.proto) or is_float(node.proto):
         return Stored(node)
 
     def read(messages: Any) -> tuple[QParams | None, ...]:

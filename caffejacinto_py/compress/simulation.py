@@ -19,7 +19,7 @@ from caffejacinto_py.compress.qparams import Table, read_table, stamp_layer, sta
 from caffejacinto_py.engine.hooks import Hook, Module
 from caffejacinto_py.errors import CaffeError
 from caffejacinto_py.ir.graph import Graph, Node
-from caffejacinto_py.passes.quantize import Part, Scheme
+from caffejacinto_py.passes.quantize import Part, Scheme, is_float
 from caffejacinto_py.schema import pb
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class Simulation(Hook):
         self.graph = graph
         self.scheme = scheme
         self.count = 0
-        self.tables: dict[str, Table] = {p.name: read_table(p.stored) for p in scheme.parts.values() if p.stored}
+        stored = [p for p in scheme.parts.values() if p.stored and not is_float(graph.nodes[p.number].proto)]
+        self.tables: dict[str, Table] = {p.name: read_table(p.stored) for p in stored}
         self.active: Mapping[str, Table] = {}
         self.checked = False
 

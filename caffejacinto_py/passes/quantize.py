@@ -118,6 +118,12 @@ def is_stored(proto: Any) -> bool:
     return bool(q.qparam_in or q.qparam_w or q.qparam_out)
 
 
+def is_float(proto: Any) -> bool:
+    """Whether a layer says `precision: FLOAT`: what is stored for it is not applied."""
+    q = proto.quantization_param
+    return bool(q.HasField("precision")) and q.precision == type(q).QuantizationParameter_Precision_FLOAT
+
+
 def plan(graph: Graph) -> Scheme | None:
     """What to simulate in this net; None: nothing."""
     net = graph.proto

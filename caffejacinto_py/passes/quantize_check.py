@@ -8,7 +8,7 @@ from typing import Any
 
 from caffejacinto_py.errors import CaffeError, PrototxtError, near, raise_all
 from caffejacinto_py.ir.graph import Graph, Node
-from caffejacinto_py.passes.quantize import Part, is_stored, plan
+from caffejacinto_py.passes.quantize import Part, is_float, is_stored, plan
 from caffejacinto_py.schema.compat import SOUND
 
 PARAM = "net_quantization_param"
@@ -38,7 +38,7 @@ def check(graph: Graph) -> Graph:
     if scheme is not None and scheme.fixed:
         for part in scheme.parts.values():
             node = graph.nodes[part.number]
-            if scheme.simulated and not scheme.settings.float_only:
+            if scheme.simulated and not scheme.settings.float_only and not is_float(node.proto):
                 errors += _missing(graph, node, part)
     raise_all(errors)
     return replace(graph, notices=(*graph.notices, *notices))

@@ -19,6 +19,10 @@ from caffejacinto_py.engine.net import Net
 from caffejacinto_py.errors import CaffeError
 from caffejacinto_py.ir.graph import Node
 from caffejacinto_py.passes import prepare
+from caffejacinto_py.passes.quantize import is_float
+from caffejacinto_py.schema import pb
+from caffejacinto_py.schema.compat import Compat
+from caffejacinto_py.schema.dialect import resolve_dialect
 from caffejacinto_py.schema.text import dumps, parse
 from caffejacinto_py.schema.weights import read_model, write_model
 
@@ -247,6 +251,31 @@ def test_stored_qparams_work_without_the_nets_field() -> None:
     again = Net(prepare(message, phase="TEST"), seed=1)
     assert quantize.attach(again) is not None
     assert torch.equal(run(again, 1)["ip"], run(net, 1)["ip"])
+
+
+@pytest.mark.parametrize("compat", ["sound", "cpu"])
+def test_a_layer_of_precision_float_keeps_its_qparams_and_does_not_use_them(compat: str) -> None:
+    net = make()
+    run(net)
+    run(net)
+    message = quantize.dump(net, fixed=True)
+    layer = next(x for x in message.layer if x.name == "ip")
+    layer.quantization_param.precision = pb.QuantizationParameter.QuantizationParameter_Precision_FLOAT
+    bare = type(message)()
+    bare.CopyFrom(message)
+    layer = next(x for x in bare.layer if x.name == "ip")
+    for field in ("qparam_in", "qparam_w", "qparam_out"):
+        layer.quantization_param.ClearField(field)
+    dialect = resolve_dialect(message, None, "jacinto", compat=Compat(quantization=compat))
+    made = [Net(prepare(m, phase="TEST", dialect=dialect), seed=1) for m in (message, bare)]
+    assert all(quantize.attach(m) is not None for m in made)
+    outs = [run(m, 1) for m in made]
+    assert torch.equal(outs[0]["ip"], outs[1]["ip"])
+    assert not torch.equal(outs[0]["ip"], run(net, 1)["ip"])
+    saved = made[0].model().layer("ip").proto.quantization_param
+    assert is_float(next(x for x in quantize.dump(made[0]).layer if x.name == "ip"))
+    assert len(saved.qparam_w) == 2
+    assert saved.precision == pb.QuantizationParameter.QuantizationParameter_Precision_FLOAT
 
 
 def test_settings_that_switch_off() -> None:
