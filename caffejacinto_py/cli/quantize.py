@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +33,7 @@ _MODE = click.Choice(list(_MODES), case_sensitive=False)
 @click.option("--weights", type=options.CommaList(), default=(), help="Its weights, comma-separated.")
 @click.option("--model_quantized", type=options.FILE, help="Where the net with Ristretto's layers goes, text.")
 @click.option("--trimming_mode", type=_MODE, metavar="dynamic_fixed_point|minifloat|integer_power_of_2_weights",
-              help="Kind of numbers.")  # fmt: skip
+              help="Kind of numbers. Default: dynamic_fixed_point.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(min=1), default=50, show_default=True, help="Batches for a score.")
 @click.option("--error_margin", type=click.FloatRange(0, 100), default=2, show_default=True,
               help="How many points the score may fall.")  # fmt: skip
@@ -71,9 +71,10 @@ def command(as_json: bool, **given: Any) -> int:
     """
     if given["solver"] or not (given["search"] or given["trimming_mode"]):
         raise UsageError("quantize needs --search", hint=_instead(given["solver"]))
-    for name in ("model", "weights", "model_quantized", "trimming_mode"):
+    for name in ("model", "weights", "model_quantized"):
         if not given[name]:
             raise UsageError(f"--search needs --{name}")
+    given["trimming_mode"] = given["trimming_mode"] or "dynamic_fixed_point"
     found = _search(given, as_json)
     if as_json:
         options.print_json(found)
@@ -86,6 +87,7 @@ def _instead(solver: Path | None) -> str:
 
 
 def _search(given: dict[str, Any], quiet: bool) -> dict[str, Any]:
+    from caffejacinto_py.cli.dialects import must_say_dialect
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.compress import search
     from caffejacinto_py.passes.ristretto import shorten, shortened_document
@@ -120,7 +122,7 @@ def _search(given: dict[str, Any], quiet: bool) -> dict[str, Any]:
         log.warning("The score is more than %g points below the original: fine-tune the net.", given["error_margin"])
     elif not found.plan:
         log.warning("Nothing could be shortened within the margin; %s is the net as it was.", target)
-    _note_dialect(message, net, log)
+    must_say_dialect(message, net.graph.dialect, log)
     return _as_dict(found, types, given)
 
 
@@ -139,6 +141,7 @@ def _open(doc: Any, phase: str, given: dict[str, Any], log: Any) -> Net:
     import torch
 
     from caffejacinto_py.cli import devices
+    from caffejacinto_py.compress.calibrate import check_weights
     from caffejacinto_py.schema.dialect import resolve_dialect
     from caffejacinto_py.solver import build
     from caffejacinto_py.solver.nets import NetSource
@@ -152,6 +155,7 @@ def _open(doc: Any, phase: str, given: dict[str, Any], log: Any) -> Net:
         text = f"{given['model']}: the net quantizes by itself (quantize, or stored quantization parameters)"
         raise UsageError(text, hint="search with the float net")
     build.load_weights([net], list(given["weights"]), tolerant=dialect.ignore_shape_mismatch)
+    check_weights(net)
     return net
 
 
@@ -208,16 +212,3 @@ def _as_dict(found: Found, types: dict[str, str], given: dict[str, Any]) -> dict
         "layers": layers,
         "trials": [asdict(t) for t in found.trials],
     }
-
-
-def _note_dialect(message: Any, net: Net, log: Any) -> None:
-    """Ristretto's fields make a net look like one of Ristretto's: say so where that changes numbers."""
-    from caffejacinto_py.schema.compat import Compat
-    from caffejacinto_py.schema.dialect import resolve_dialect
-
-    def numbers(dialect: Any) -> Any:
-        return replace(dialect, name="", compat=Compat())
-
-    before, after = net.graph.dialect, resolve_dialect(message)
-    if numbers(before) != numbers(after):
-        log.warning("The new net looks like one of %s: use it with --dialect %s.", after.name, before.name)

@@ -76,6 +76,7 @@ def _variables(assignments: tuple[str, ...]) -> dict[str, str]:
 def _plan(runner: Runner, as_json: bool) -> int:
     """`--dry-run`."""
     recipe, plan = runner.recipe, runner.plan()
+    _check(plan, runner.python_layers)
     if as_json:
         stages = [
             {"stage": job.name, "kind": job.stage.kind, "folder": job.folder, "action": action,
@@ -101,6 +102,22 @@ def _plan(runner: Runner, as_json: bool) -> int:
         for line in _quantized(job):
             click.echo(f"  {line}")
     return 0
+
+
+def _check(plan: list[tuple[Any, str]], python_layers: bool) -> None:
+    """Raises what is wrong with the nets, as far as that can be told without their data."""
+    from caffejacinto_py.checking import fit
+    from caffejacinto_py.errors import CaffeError, raise_all
+
+    errors: list[CaffeError] = []
+    for job, _ in plan:
+        for name, source in job.nets.items():
+            state: dict[str, Any] = {"level": source.level, "stages": source.stages, "dialect": job.dialect}
+            try:
+                fit(source.doc, phase="TRAIN" if name == "train" else "TEST", python_layers=python_layers, **state)
+            except CaffeError as e:
+                errors += getattr(e, "errors", (e,))
+    raise_all(list({(e.loc, e.text): e for e in errors}.values()))
 
 
 def _length(job: Any) -> int:

@@ -89,7 +89,9 @@ def check_weights(net: Net) -> None:
             bad = x.numel() - int(torch.isfinite(x).sum())
             if bad:
                 text = f"layer '{name}': {bad} of {x.numel()} values of blob {i} are NaN or infinite"
-                raise WeightsError(text, hint="these weights cannot be used; take an earlier snapshot")
+                raise WeightsError(
+                    text, loc=net.graph.node(name).loc, hint="take an earlier snapshot; these cannot be used"
+                )
 
 
 def wanted(graph: Graph, settings: Settings) -> set[str]:

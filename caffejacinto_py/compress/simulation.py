@@ -17,7 +17,7 @@ from torch import Tensor
 from caffejacinto_py.compress.numerics import QParams, simulate, straight_through
 from caffejacinto_py.compress.qparams import Table, read_table, stamp_layer, stamp_net, write_qparams
 from caffejacinto_py.engine.hooks import Hook, Module
-from caffejacinto_py.errors import CaffeError
+from caffejacinto_py.errors import WeightsError
 from caffejacinto_py.ir.graph import Graph, Node
 from caffejacinto_py.passes.quantize import Part, Scheme, is_float
 from caffejacinto_py.schema import pb
@@ -74,7 +74,7 @@ class Simulation(Hook):
         self.count += 1
 
     def check_weights(self, net: Net) -> None:
-        """Raises CaffeError for a NaN or an infinity in weights that are about to be quantized."""
+        """Raises WeightsError for a NaN or an infinity in weights that are about to be quantized."""
         for part in self.scheme.parts.values():
             blobs = net.params.get(part.name, [])
             for i, (param, wanted) in enumerate(zip(blobs, part.weights, strict=False)):
@@ -82,7 +82,7 @@ class Simulation(Hook):
                     bad = int((~torch.isfinite(param.detach())).sum())
                     text = f"layer '{part.name}': blob {i} has {bad} values that are NaN or infinite"
                     hint = "weights like that cannot be quantized: look at the file they came from"
-                    raise CaffeError(text, loc=self.node(part.name).loc, hint=hint)
+                    raise WeightsError(text, loc=self.node(part.name).loc, hint=hint)
 
     def node(self, name: str) -> Node:
         return self.graph.nodes[self.scheme.parts[name].number]

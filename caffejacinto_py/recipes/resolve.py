@@ -227,15 +227,16 @@ def _placed(message: Any, sources: Mapping[str, NetSource], folder: str, prefix:
 @dataclass(frozen=True)
 class _Kept:
     """Locations of a net that has lost the layers of other phases. layers: their indices in the file. changed: where
-    the recipe sets a field of a layer."""
+    the recipe sets a field."""
 
     locs: Any
     layers: tuple[int, ...]
     changed: dict[tuple[str | int, ...], Loc] = field(default_factory=dict)
 
     def find(self, path: tuple[str | int, ...]) -> Loc | None:
-        if path in self.changed:
-            return self.changed[path]
+        for n in range(len(path), 0, -1):
+            if path[:n] in self.changed:
+                return self.changed[path[:n]]
         if len(path) > 1 and path[0] == "layer" and isinstance(path[1], int):
             path = ("layer", self.layers[path[1]], *path[2:])
         found: Loc | None = self.locs.find(path)
@@ -297,9 +298,13 @@ def _set_nets(stage: Stage, sources: Mapping[str, NetSource]) -> None:
 
 
 def _note(doc: Any, one: Assignment) -> None:
-    """Remember that the recipe says what stands in this field of a layer, for errors about it."""
+    """Remember that the recipe says what stands in this field, for errors about it."""
     path = one.text.partition("=")[0]
+    if not isinstance(doc.locs, _Kept):
+        return
+    if not path.startswith("layer."):
+        doc.locs.changed[tuple(path.split("."))] = one.loc
     for i, layer in enumerate(doc.message.layer):
         start = f"layer.{layer.name}."
-        if isinstance(doc.locs, _Kept) and path.startswith(start):
+        if path.startswith(start):
             doc.locs.changed[("layer", i, *path[len(start) :].split("."))] = one.loc

@@ -60,6 +60,20 @@ def test_from_a_plain_net_to_a_trained_one(files: Path, capsys: Capture) -> None
     assert Path("x.cnn").read_text().startswith("1 # num layers \n 0 #compression_enabled\n 3 #kernel_size \n")
 
 
+def test_another_dialect_is_said(files: Path, capsys: Capture) -> None:
+    """lpfp_param shows ADaPTION, which does not know the fields of NVCaffe's BatchNorm."""
+    norm = """layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" batch_norm_param { scale_bias: true } }
+    layer { name: "relu" """
+    Path("net.prototxt").write_text(Path("net.prototxt").read_text().replace('layer { name: "relu" ', norm))
+    assert main(["train", "--solver", "solver.prototxt", "--log-level", "error"]) == 0
+    snapshot = next(Path().glob("*_iter_4.caffemodel"))
+    assert main([*LP, "--weights", str(snapshot), "--output=low", "--iterations=2"]) == 0
+    out, err = capsys.readouterr()
+    assert "use it with --dialect nvcaffe" in err
+    command = next(line for line in out.splitlines() if line.startswith("Fine-tune: ")).split()[2:]
+    assert main([*command, "--log-level=error"]) == 0
+
+
 def test_json_of_lowprecision(files: Path, capsys: Capture) -> None:
     assert main([*LP, "--output=low", "--json", "--criterion=mse", "--iterations=2", "--legacy-qmf"]) == 0
     found = json.loads(capsys.readouterr().out)

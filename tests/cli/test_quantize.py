@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,6 @@ def test_what_looks_like_another_fork_is_said(trained: Path, capsys: Capture) ->
     [
         ([], 2, "quantize needs --search"),
         (["--solver", "solver.prototxt"], 2, "caffejacinto train --solver solver.prototxt"),
-        (["--search"], 2, "--search needs --trimming_mode"),
         (["--trimming_mode", "int8"], 2, "'int8' is not one of"),
         (["--trimming_mode", "minifloat", "--error_margin", "-1"], 2, "not in the range"),
         (["--trimming_mode", "minifloat", "--per-layer"], 2, "goes with dynamic_fixed_point"),
@@ -130,6 +130,11 @@ def test_nets_that_do_not_fit(trained: Path, capsys: Capture, pair: tuple[str, s
     assert (trained / "q.prototxt").exists() == (code == 0)
 
 
+def test_search_alone_means_dynamic_fixed_point(trained: Path, capsys: Capture) -> None:
+    assert main([*ARGS, "--search", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mode"] == "dynamic_fixed_point"
+
+
 def test_weights_that_are_no_numbers(trained: Path, capsys: Capture) -> None:
     model = read_model("w.caffemodel")
     blob = np.array(model.layer("ip").blobs[0])
@@ -137,8 +142,8 @@ def test_weights_that_are_no_numbers(trained: Path, capsys: Capture) -> None:
     model.layer("ip").blobs[0] = blob
     write_model("nan.caffemodel", model)
     args = ["--trimming_mode", "minifloat", "--weights", "nan.caffemodel"]
-    assert main([*ARGS, *args]) == 1
+    assert main([*ARGS, *args]) == 3
     err = capsys.readouterr().err
-    assert "layer 'ip'" in err
+    assert re.search(r"net.prototxt:\d+:1: error: layer 'ip'", err)
     assert "NaN" in err
     assert not (trained / "q.prototxt").exists()

@@ -263,6 +263,14 @@ def test_dry_run_touches_nothing(folder: Path, capsys: Capture) -> None:
     assert "regularization_type" in found["stages"][1]["files"]["solver.prototxt"]
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_what_is_wrong_with_a_net_is_said_first(folder: Path, capsys: Capture, more: list[str]) -> None:
+    edit(folder, "bitwidth_weights: 8", "bitwidth_weights: 1")
+    assert main(["run", "recipe.yaml", *more]) == 3
+    assert "recipe.yaml:34:32: error: net_quantization_param: bitwidth_weights is 2 to 16" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 def test_table_and_json(folder: Path, capsys: Capture) -> None:
     assert main(["run", "recipe.yaml", "--log-level", "error"]) == 0
     out = capsys.readouterr()
