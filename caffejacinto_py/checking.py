@@ -17,7 +17,7 @@ from caffejacinto_py.errors import CaffeError, Loc, ManyErrors, PrototxtError, U
 from caffejacinto_py.ir.build import kept
 from caffejacinto_py.ir.graph import Graph, Shape
 from caffejacinto_py.layers.registry import UnknownLayer
-from caffejacinto_py.passes import prepare
+from caffejacinto_py.passes import precision, prepare
 from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.dialect import resolve_dialect
 from caffejacinto_py.schema.text import Document
@@ -40,6 +40,7 @@ class Report:
     the worst one wins, in that order. kind: "net" or "solver". unknown_types and unknown_fields: distinct names;
     `notes` has them with their places. layers, params, macs: of the net in this phase for the batch size of the file; 0
     where shapes could not be worked out. data_shape: what a data layer was taken to deliver, where that mattered.
+    precision: the number types of the layers in a few lines, where a net asks for other ones than FLOAT.
     nets: the nets that a solver names, where their files are there.
     """
 
@@ -55,6 +56,7 @@ class Report:
     params: int = 0
     macs: int = 0
     data_shape: Shape | None = None
+    precision: tuple[str, ...] = ()
     nets: tuple[Report, ...] = ()
 
     @property
@@ -70,6 +72,7 @@ class Report:
             "unknown_types": list(self.unknown_types),
             "unknown_fields": list(self.unknown_fields),
             "errors": [_error(e) for e in self.errors],
+            "precision": list(self.precision),
             "nets": [n.as_dict() for n in self.nets],
         }
 
@@ -155,9 +158,11 @@ def _net(file: str, doc: Any, state: dict[str, Any]) -> Report:
     report = Report(file, "net", state["phase"], **_unknown_fields(doc))
     try:
         graph, shape = fit(doc, **state)
+        types = precision.resolve(graph)
     except CaffeError as e:
         return _judge(_sorted(report, _flat(e), doc))
-    return _judge(replace(report, data_shape=shape, **totals(graph)))
+    lines = () if types.plain else tuple(precision.describe(types))
+    return _judge(replace(report, data_shape=shape, precision=lines, **totals(graph)))
 
 
 def fit(doc: Any, *, data_shape: Shape | None = None, **state: Any) -> tuple[Graph, Shape | None]:
@@ -307,6 +312,7 @@ def describe(report: Report) -> str:
         head = f"{report.status.replace('_', ' ')}: {name}"
     if report.data_shape:
         head += f" (for data of {'x'.join(map(str, report.data_shape))}, which the net does not say)"
-    lines = [head, *(render(e) for e in (*report.errors, *report.notes))]
+    lines = [head, *(f"  {line}" for line in report.precision)]
+    lines += [render(e) for e in (*report.errors, *report.notes)]
     lines += ["  " + line for net in report.nets for line in describe(net).splitlines()]
     return "\n".join(lines)

@@ -33,8 +33,9 @@ def command(
     may run.
 
     JSON: a list of {"path", "kind" (net or solver), "phase", "status" (ok, unknown_fields, unknown_types, error),
-    "layers", "params", "macs", "unknown_types", "unknown_fields", "errors": [{"file", "line", "column", "text",
-    "hint"}], "nets": the same for the nets of a solver}. Exit code 3 unless all are ok.
+    "layers", "params", "macs", "precision" (lines, where a net asks for other types than FLOAT), "unknown_types",
+    "unknown_fields", "errors": [{"file", "line", "column", "text", "hint"}], "nets": the same for the nets of a
+    solver}. Exit code 3 unless all are ok.
     """
     from caffejacinto_py import checking
     from caffejacinto_py.solver import logs

@@ -79,6 +79,13 @@ def compat(command: F) -> F:
     return click.option("--compat", multiple=True, metavar="SWITCH=VALUE", callback=read, help=text)(command)
 
 
+def precision(command: F) -> F:
+    """--precision: the verb gets `precision`, a key of passes.precision.OVERRIDES or None."""
+    text = "Number type of the layers, for nets that say nothing: fp32, fp16, bf16, fp64. See docs/precision.md."
+    kind = click.Choice(["fp32", "fp16", "bf16", "fp64"], case_sensitive=False)
+    return click.option("--precision", type=kind, metavar="TYPE", help=text)(command)
+
+
 def threads(command: F) -> F:
     return click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.")(command)
 

@@ -59,6 +59,7 @@ def open_net(model: Path, weights: Sequence[str], given: Mapping[str, Any], log:
     dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
     source = NetSource(doc, str(model), given["level"], given["stage"])
     options: dict[str, Any] = {"dialect": dialect, "device": torch.device(device), "seed": 0}
+    options["precision"] = given.get("precision")  # verbs without the option run what the net says
     net = build.build_net(source, given["phase"], python_layers=given["python_layers"], **options)
     build.load_weights([net], list(weights), tolerant=dialect.ignore_shape_mismatch)
     return net

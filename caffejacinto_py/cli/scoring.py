@@ -73,13 +73,13 @@ def make_run(net: Net, *, measured: bool, absorbed: Absorbed | None = None) -> R
 
     graph, ranks = heads.score(net.graph)
     added = frozenset(t.output for t in ranks if t.added)
-    runner = net if graph is net.graph else Net(graph, device=net.device, share=net)
+    runner = net if graph is net.graph else Net(graph, device=net.device, dtype=net.dtype, share=net)
     run = Run(net, runner, ranks, absorbed=absorbed, added=added)
     held = net.model() if measured else None  # before a simulation may touch the weights
     if quantize.find(net) is not None:
         runner.hook = net.hook
         if held is not None:
-            run.twin = Net(graph, device=net.device, seed=0)
+            run.twin = Net(graph, device=net.device, dtype=net.dtype, seed=0)
             run.twin.load(held)
     if measured:
         run.meter = Meter(runner, run.twin, leave_out=sorted(added))

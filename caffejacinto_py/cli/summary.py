@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--memory", is_flag=True, help="Bytes instead: weights, gradients, history, and what layers keep.")
 @click.option("--batch", type=click.IntRange(min=1), help="Batch size, in place of the net's.")
 @click.option("--solver", type=options.FILE, help="For --memory: the solver whose type decides the history.  [SGD]")
+@click.option("--precision", is_flag=True, help="The number types of the layers instead.")
 @options.python_layers
 @options.as_json
 def command(
@@ -37,6 +38,7 @@ def command(
     memory: bool,
     batch: int | None,
     solver: Path | None,
+    precision: bool,
     python_layers: bool,
     as_json: bool,
 ) -> int:
@@ -49,10 +51,13 @@ def command(
     layers share counted once; in phase TEST nothing is kept, and LIVE, the most blobs at one time, counts instead. The
     framework, the workspace of kernels and data that wait are not in it. See docs/memory.md.
 
+    --precision: what the net asks for, by NVCaffe's rules, and what each layer runs in. See docs/precision.md.
+
     JSON: {"name", "phase", "data_shape" (what was assumed, or null), "layers": [{"name", "type", "bottoms", "tops",
     "shapes", "params", "macs"}], "params", "macs"}. With --memory: {"name", "phase", "data_shape", "batch", "solver"
     (its type), "layers": [{"name", "type", "params", "tops", "saved"}], "params", "gradients", "history", "inputs",
-    "saved", "live", "total"}, all in bytes.
+    "saved", "live", "total"}, all in bytes. With --precision: {"name", "phase", "base", "layers": [{"layer", "type",
+    "forward_type", "backward_type", "forward_math", "backward_math", "runs", "why"}], "notes"}.
     """
     path = model or named
     if path is None:
@@ -67,6 +72,10 @@ def command(
     graph, assumed = fit(load_net(path), data_shape=data_shape, **state)
     if batch is not None:
         graph = with_batch(graph, batch)
+    if precision:
+        types = types_of(graph)
+        options.print_json(types) if as_json else click.echo(render_types(types))
+        return 0
     found = bytes_of(graph, _solver_type(solver)) if memory else describe(graph)
     if as_json:
         options.print_json({**found, "data_shape": assumed})
@@ -122,6 +131,27 @@ def render_bytes(found: dict[str, Any]) -> str:
         ]
     lines += [f"live         {options.size(found['live'])} at most in a forward pass"]
     return "\n".join([*lines, f"total        {options.size(found['total'])}"])
+
+
+def types_of(graph: Graph) -> dict[str, Any]:
+    """The net as `summary --precision --json` prints it."""
+    from dataclasses import asdict
+
+    from caffejacinto_py.passes.precision import resolve
+
+    table = resolve(graph)
+    rows = [{k: v for k, v in asdict(row).items() if k != "last"} for row in table.rows.values()]
+    return {"name": graph.name, "phase": graph.phase, "base": table.base, "layers": rows, "notes": list(table.notes)}
+
+
+def render_types(found: dict[str, Any]) -> str:
+    """The table of `summary --precision`."""
+    rows = [("layer", "type", "forward", "backward", "math", "runs in", "why")]
+    for r in found["layers"]:
+        math = f"{r['forward_math']}/{r['backward_math']}"
+        rows.append((r["layer"], r["type"], r["forward_type"], r["backward_type"], math, r["runs"], r["why"]))
+    head = f"{found['name'] or 'net'} ({found['phase']}): weights, history and inputs in {found['base']}"
+    return "\n".join([head, options.table(rows, "lllllll"), *found["notes"]])
 
 
 def describe(graph: Graph) -> dict[str, Any]:

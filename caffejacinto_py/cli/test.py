@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @options.state
 @options.gpu
 @options.dialect
+@options.precision
 @options.workers
 @options.threads
 @options.python_layers

@@ -28,6 +28,7 @@ _EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
 @click.option("--sigint-effect", type=_EFFECT, default="stop", show_default=True, help="What Ctrl-C does.")
 @click.option("--sighup-effect", type=_EFFECT, default="snapshot", show_default=True, help="What a hangup does.")
 @options.dialect
+@options.precision
 @options.workers
 @options.threads
 @options.python_layers
@@ -106,6 +107,7 @@ def _train(
         sigint=given["sigint_effect"],
         sighup=given["sighup_effect"],
         python_layers=given["python_layers"],
+        precision=given["precision"],
     )
 
     run.metrics = seen = Remember(_metrics(run.param, given["metrics"]))
@@ -144,6 +146,8 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
 
     from caffejacinto_py.checking import fit
     from caffejacinto_py.cli.summary import describe, render
+    from caffejacinto_py.passes.precision import describe as precise
+    from caffejacinto_py.passes.precision import resolve
     from caffejacinto_py.schema.dialect import resolve_dialect
     from caffejacinto_py.solver import nets, settings
 
@@ -161,7 +165,9 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
     shared = {"dialect": dialect, "python_layers": given["python_layers"]}
     for source, phase in sources:
         graph, shape = fit(source.doc, phase=phase, level=source.level, stages=source.stages, **shared)
-        found.append({**describe(graph), "data_shape": shape})
+        table = resolve(graph, given["precision"])
+        lines = [] if table.plain else precise(table)
+        found.append({**describe(graph), "data_shape": shape, "precision": lines})
     if as_json:
         fields = MessageToDict(param, preserving_proto_field_name=True)
         options.print_json({"solver": fields, "dialect": dialect.name, "nets": found})
@@ -172,7 +178,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
             click.echo(
                 f"Data is taken as {'x'.join(map(str, net['data_shape']))} here; it is opened when training starts."
             )
-        click.echo()
+        click.echo("\n".join([*net["precision"], ""]))
     click.echo("\n".join(_lines(param, dialect.name)))
     return 0
 

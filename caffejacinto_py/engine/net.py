@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from caffejacinto_py.engine import size, weights
+from caffejacinto_py.engine import precision, size, weights
 from caffejacinto_py.engine.hooks import Hook, Module
 from caffejacinto_py.engine.layout import Layout, choose
 from caffejacinto_py.engine.params import Learnable, make_module, make_params
@@ -46,7 +46,8 @@ class Net(nn.Module):
     graph: from `passes.prepare`. share: another Net whose parameters are used, by layer name, where it has them (test
     nets).
     seed: for the fillers; None draws a fresh one. layout: memory format of 4-D blobs, "auto" lets the engine choose.
-    inplace: False keeps every blob intact for whoever looks at them (pycaffe).
+    inplace: False keeps every blob intact for whoever looks at them (pycaffe). types: what layers run in where that is
+    not `dtype` (engine/precision.py).
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Net(nn.Module):
         seed: int | None = None,
         layout: str = "auto",
         inplace: bool = True,
+        types: precision.Table | None = None,
     ) -> None:
         super().__init__()
         size.check(graph, item=dtype.itemsize)
         self.graph = graph
         self.plan: Plan = plan(graph)
         self.dtype = dtype
+        self.types = types
         self.device = torch.device(device)
         owned = make_params(graph, dtype=dtype, seed=seed, share=share.params if share else None)
         self.params: dict[str, list[nn.Parameter]] = {}
@@ -97,6 +100,7 @@ class Net(nn.Module):
         if (hook is None) != (self._hook is None):
             self.plan = plan(self.graph, fused=hook is None)
             self._fast = self._road()
+        precision.pause(self.layers, hook is not None)
         self._hook = hook
 
     def _add(self, node: Node, owned: Any, *, inplace: bool) -> None:
@@ -113,7 +117,7 @@ class Net(nn.Module):
         module: Any = make_module(node, shapes, blobs, declared)
         if inplace and node.inplace is not None:
             module.inplace, module.into = True, node.inplace
-        self.layers.append(module)
+        self.layers.append(precision.wrap(module, node, self.types))
 
     @property
     def phase(self) -> str:

@@ -48,7 +48,7 @@ def time_layers(net: Net, batch: Mapping[str, Tensor], iterations: int) -> list[
 
     Each layer gets its own autograd graph, and no layer works in place, so their sum exceeds what `time_net` measures.
     """
-    alone = Net(net.graph, device=net.device, dtype=net.dtype, share=net, inplace=False)
+    alone = Net(net.graph, device=net.device, dtype=net.dtype, share=net, inplace=False, types=net.types)
     found = [LayerTime(step.node) for step in alone.plan.steps]
     for i in range(-1, iterations):
         rounds = _one_round(alone, batch)

@@ -30,6 +30,7 @@ class ReLU(Activation):
     relu_layer.
     """
 
+    narrows = "values"
     quantizes = "relu"
 
     may_inplace = saves_output = True
@@ -54,6 +55,7 @@ class PReLU(Activation):
     channel_shared (false). Source: BVLC prelu_layer; He et al. 2015.
     """
 
+    narrows = "values"
     quantizes = "plain"
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
@@ -83,6 +85,7 @@ class ELU(Activation):
     Source: BVLC elu_layer; Clevert et al. 2015.
     """
 
+    narrows = "values"
     may_inplace = saves_output = True
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
@@ -108,6 +111,7 @@ class ELU(Activation):
 class Sigmoid(Activation):
     """y = 1 / (1 + exp(-x)). Any shape. sigmoid_param: `engine` is accepted and ignored. Source: BVLC sigmoid_layer."""
 
+    narrows = "values"
     may_inplace = saves_output = True
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
@@ -120,6 +124,7 @@ class Sigmoid(Activation):
 class TanH(Activation):
     """y = tanh(x). Any shape. tanh_param: `engine` is accepted and ignored. Source: BVLC tanh_layer."""
 
+    narrows = "values"
     may_inplace = saves_output = True
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
@@ -250,6 +255,8 @@ class Clip(Activation):
     clip_param: min, max, both required. Source: BVLC clip_layer.
     """
 
+    narrows = "values"
+
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         for name in ("min", "max"):
             if not self.param.HasField(name):
@@ -285,6 +292,7 @@ class ReLU6(Activation):
     Source: openvinotoolkit/training_toolbox_caffe relu6_layer.cpp; Sandler et al. 2018.
     """
 
+    narrows = "values"
     may_inplace = True
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:

@@ -46,6 +46,7 @@ class Geometry:
 class _ConvBase(Layer):
     equal_counts = True
     quantizes: ClassVar[str | None] = "product"
+    narrows: ClassVar[str | None] = "weights"
     transposed: ClassVar[bool] = False
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
 from caffejacinto_py.layers.dual import masters
@@ -33,6 +33,7 @@ class InnerProduct(Layer):
     Source: BVLC inner_product_layer.cpp, the same in all forks; happynear/caffe-windows for normalize.
     """
 
+    narrows: ClassVar[str | None] = "weights"
     quantizes = "product"
     low_precision = {"adaption": "LPInnerProduct", "ristretto": "FcRistretto"}
     channels_last = False  # flattening wants C order: a channels_last bottom is copied

@@ -23,6 +23,7 @@ class ShuffleChannel(Layer):
     Source: xieguotian/caffe shuffle_channel_layer.cpp; Zhang et al. 2017.
     """
 
+    narrows = "moves"
     is_view = True  # with one group the bottom itself is the top
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:

@@ -105,6 +105,7 @@ class Permute(Layer):
     Source: SSD permute_layer.
     """
 
+    narrows = "moves"
     is_view = True
 
     def _order(self, ndim: int) -> list[int]:

@@ -9,7 +9,7 @@ from caffejacinto_py.ir.build import PHASES, build
 from caffejacinto_py.ir.graph import Graph, Shape
 from caffejacinto_py.layers import registry
 from caffejacinto_py.layers.base import Context, Layer
-from caffejacinto_py.passes import backward, fuse, ignored, inplace, params, quantize_check, shapes
+from caffejacinto_py.passes import backward, fuse, inplace, params, quantize_check, shapes
 from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
 
 
@@ -47,7 +47,7 @@ def prepare(
     context = Context(
         phase=phase, dialect=dialect, probe=probe, data_shape=data_shape, python_layers=python_layers, teacher=teacher
     )
-    return finish(quantize_check.check(shapes.infer(ignored.note(graph), context)))
+    return finish(quantize_check.check(shapes.infer(graph, context)))
 
 
 def finish(graph: Graph) -> Graph:

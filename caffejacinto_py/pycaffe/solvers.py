@@ -31,7 +31,8 @@ class Solver:
             doc.message.type = self._type
         if MODE.seed is not None and not doc.message.HasField("random_seed"):
             doc.message.random_seed = MODE.seed
-        self._loop = Loop(doc, device=MODE.device, layout="nchw", python_layers=True, compat=MODE.compat)
+        self._loop = Loop(doc, device=MODE.device, layout="nchw", python_layers=True, compat=MODE.compat,
+                          precision="fp32")  # fmt: skip  # blobs are float32 arrays
         self._last = 0
         self._own = False
         self._loop.callbacks.append(Callbacks(self._choose_pass, lambda: None))

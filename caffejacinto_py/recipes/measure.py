@@ -59,7 +59,7 @@ def score(
     net = build.build_net(source, "TEST", seed=0, python_layers=python_layers, **options)
     graph, tops = heads.score(net.graph)
     if graph is not net.graph:
-        net = Net(graph, device=net.device, share=net)
+        net = Net(graph, device=net.device, dtype=net.dtype, share=net)
         quantize.attach(net)
     tolerant = job.solver is not None and job.solver.ignore_shape_mismatch
     build.load_weights([net], list(weights), tolerant=tolerant or job.dialect.ignore_shape_mismatch)

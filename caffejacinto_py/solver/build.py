@@ -13,10 +13,12 @@ import torch
 
 from caffejacinto_py.compress import quantize
 from caffejacinto_py.data import probe
+from caffejacinto_py.engine import precision as types
 from caffejacinto_py.engine.allocator import tune
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.errors import CaffeError, UsageError
 from caffejacinto_py.passes import prepare
+from caffejacinto_py.passes.precision import describe
 from caffejacinto_py.schema.dialect import Dialect
 from caffejacinto_py.schema.weights import read_model
 from caffejacinto_py.solver.nets import NetSource
@@ -64,8 +66,9 @@ def build_net(
     share: Net | None = None,
     layout: str = "auto",
     python_layers: bool = False,
+    precision: str | None = None,
 ) -> Net:
-    """One net of a solver, with parameters filled or shared."""
+    """One net of a solver, with parameters filled or shared. precision: see `passes.precision.resolve`."""
     if device.type == "cpu" and share is None:
         tune()
     for notice in source.doc.notices:
@@ -74,7 +77,14 @@ def build_net(
     graph = prepare(source.doc, dialect=dialect, probe=probe, python_layers=python_layers, **state)
     for notice in graph.notices if share is None else ():
         log.warning("%s", notice)
-    net = Net(graph, device=device, share=share, seed=seed, layout=layout)
+    table, lines = types.choose(graph, device, precision, shared=share.dtype if share else None)
+    if share is None:
+        for line in () if table.plain else describe(table):
+            log.info("%s", line)
+        for line in (*table.notes, *lines):
+            log.warning("%s", line)
+    made: dict[str, Any] = {"dtype": types.DTYPES[table.base], "types": table}
+    net = Net(graph, device=device, share=share, seed=seed, layout=layout, **made)
     quantize.attach(net)
     return net
 

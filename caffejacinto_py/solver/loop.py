@@ -15,8 +15,7 @@ from caffejacinto_py.engine.evaluate import Score, evaluate, loss_weights, summa
 from caffejacinto_py.engine.net import Net, Result
 from caffejacinto_py.errors import CaffeError, Loc, UsageError
 from caffejacinto_py.schema.compat import Compat
-from caffejacinto_py.schema.dialect import resolve_dialect
-from caffejacinto_py.schema.files import check_writable
+from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
 from caffejacinto_py.schema.upgrade import load_solver, upgrade_solver
 from caffejacinto_py.solver import build, lr, nets, rules, settings, watch
 from caffejacinto_py.solver.feed import Feed
@@ -48,7 +47,7 @@ class Solver(Resumable):
     on_nan: "stop" raises CaffeError at a loss that is NaN or infinite, "warn" goes on.
     workers: feeder threads per data layer. metrics, tensorboard: where records go (see `Metrics`).
     sigint, sighup: "stop", "snapshot" or "none", while `solve` runs. python_layers: Python layers may run their code.
-    compat: switches that reproduce a C++ binary.
+    compat: switches that reproduce a C++ binary. precision: see `passes.precision.resolve`.
 
     Raises PrototxtError, LayerError, DataError, WeightsError or ManyErrors before anything is trained.
     """
@@ -71,6 +70,7 @@ class Solver(Resumable):
         layout: str = "auto",
         python_layers: bool = False,
         compat: Compat | None = None,
+        precision: str | None = None,
     ) -> None:
         if on_nan not in ("stop", "warn"):
             raise UsageError(f"on_nan '{on_nan}' is unknown", hint="stop or warn")
@@ -81,19 +81,15 @@ class Solver(Resumable):
         files = nets.NetFiles(self.where)
         train = nets.train_source(param, self.where, files, level=level, stages=tuple(stages))
         tests = nets.test_sources(param, self.where, files)
-        self.dialect = resolve_dialect(train.doc.message, param, dialect, compat=compat)
-        log.info("Dialect: %s (%s)", self.dialect.name, self.dialect.reason)
-        for name, value in self.dialect.compat.changed().items():
-            log.info("Compat: %s=%s", name, value)
+        self.dialect = _said(resolve_dialect(train.doc.message, param, dialect, compat=compat))
         settings.check(param, self.where, self.dialect)
         if param.snapshot:
             self.check_snapshots()
         self.device = build.choose_device(param, device)
         self.seed = build.choose_seed(param)
         build.seed_everything(self.seed)
-        options: dict[str, Any] = {
-            "dialect": self.dialect, "device": self.device, "layout": layout, "python_layers": python_layers
-        }  # fmt: skip
+        options: dict[str, Any] = {"dialect": self.dialect, "device": self.device, "layout": layout}
+        options |= {"python_layers": python_layers, "precision": precision}
         self.net: Net = build.build_net(train, "TRAIN", seed=self.seed, **options)
         self.test_nets: list[Net] = [
             build.build_net(t, "TEST", seed=self.seed + 1 + i, share=self.net, **options) for i, t in enumerate(tests)
@@ -133,27 +129,6 @@ class Solver(Resumable):
         """Whether weights of other shapes are skipped instead of refused."""
         given = self.param.HasField("ignore_shape_mismatch")
         return bool(self.param.ignore_shape_mismatch) if given else self.dialect.ignore_shape_mismatch
-
-    def check_snapshots(self) -> None:
-        """Make sure that snapshots can be written, before hours of training; creates a missing folder."""
-        if not self.param.snapshot_prefix:
-            hint = 'add: snapshot_prefix: "folder/name"'
-            text = "snapshots are asked for, but snapshot_prefix is not set"
-            raise CaffeError(text, loc=self.where("snapshot"), hint=hint)
-        folder = os.path.dirname(self.param.snapshot_prefix)
-        try:
-            if folder and not os.path.exists(folder):
-                os.makedirs(folder)
-                log.info("Created %s", folder)
-            check_writable(folder)
-        except OSError as e:
-            raise CaffeError(
-                f"snapshot_prefix: cannot create '{folder}': {e.strerror}",
-                loc=self.where("snapshot_prefix"),
-                hint="name a folder that you may write to",
-            ) from e
-        except CaffeError as e:
-            raise CaffeError(f"snapshot_prefix: {e.text}", loc=self.where("snapshot_prefix"), hint=e.hint) from e
 
     # --- the loop ----------------------------------------------------------------------------------------------------
     def solve(self, resume: str | os.PathLike[str] | None = None) -> None:
@@ -380,6 +355,14 @@ class Solver(Resumable):
         for feed in (self.feed, *self.test_feeds):
             feed.close()
         self.metrics.close()
+
+
+def _said(dialect: Dialect) -> Dialect:
+    """Log which dialect it is, and why."""
+    log.info("Dialect: %s (%s)", dialect.name, dialect.reason)
+    for name, value in dialect.compat.changed().items():
+        log.info("Compat: %s=%s", name, value)
+    return dialect
 
 
 def _named(outputs: Sequence[Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.errors import CaffeError, WeightsError
 from caffejacinto_py.schema.dialect import Dialect
+from caffejacinto_py.schema.files import check_writable
 from caffejacinto_py.schema.state import SolverStateFile, read_state
 from caffejacinto_py.schema.weights import read_model
 from caffejacinto_py.solver import snapshot as files
@@ -19,6 +20,7 @@ from caffejacinto_py.solver.snapshot import Extra
 
 if TYPE_CHECKING:
     from caffejacinto_py.solver.feed import Feed
+    from caffejacinto_py.solver.lr import Where
     from caffejacinto_py.solver.metrics import Metrics
     from caffejacinto_py.solver.progress import Clock, Losses
     from caffejacinto_py.solver.rules import Rule
@@ -42,12 +44,34 @@ class Resumable:
     seed: int
     device: torch.device
     dialect: Dialect
+    where: Where
     losses: Losses
     clock: Clock
     metrics: Metrics
     _restored = False  # the loss window came from a side file: the next step keeps it
 
     # --- saving ------------------------------------------------------------------------------------------------------
+    def check_snapshots(self) -> None:
+        """Make sure that snapshots can be written, before hours of training; creates a missing folder."""
+        if not self.param.snapshot_prefix:
+            hint = 'add: snapshot_prefix: "folder/name"'
+            text = "snapshots are asked for, but snapshot_prefix is not set"
+            raise CaffeError(text, loc=self.where("snapshot"), hint=hint)
+        folder = os.path.dirname(self.param.snapshot_prefix)
+        try:
+            if folder and not os.path.exists(folder):
+                os.makedirs(folder)
+                log.info("Created %s", folder)
+            check_writable(folder)
+        except OSError as e:
+            raise CaffeError(
+                f"snapshot_prefix: cannot create '{folder}': {e.strerror}",
+                loc=self.where("snapshot_prefix"),
+                hint="name a folder that you may write to",
+            ) from e
+        except CaffeError as e:
+            raise CaffeError(f"snapshot_prefix: {e.text}", loc=self.where("snapshot_prefix"), hint=e.hint) from e
+
     def snapshot(self) -> tuple[str, str]:
         """Write weights, solver state and side file; returns the paths of the first two. CaffeError: disk full, ..."""
         running = self.clock.running

@@ -93,6 +93,9 @@ class Rule:
         """Change every parameter by its gradient. Gradients may be overwritten; clear them before the next pass."""
         grads = [group.grads() for group in self.groups]
         scale = self._scale(grads)
+        if scale is not None and scale.dtype == torch.float64:  # the fused kernels divide by float32 numbers only
+            torch._foreach_div_([g for group in grads for g in group], scale)
+            scale = None
         for group, g in zip(self.groups, grads):
             decay = rates.weight_decay * group.decay_mult
             if self.regularisation.l1 and decay:
@@ -119,7 +122,7 @@ class Rule:
         flat = [g for group in grads for g in group]
         if not flat or (reg.clip < 0 and reg.iter_size == 1):
             return None
-        size = torch.tensor(float(reg.iter_size), device=flat[0].device)
+        size = torch.tensor(float(reg.iter_size), device=flat[0].device, dtype=flat[0].dtype)
         if reg.clip < 0:
             return size
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(flat)))
@@ -146,7 +149,7 @@ class Rule:
         for group in self.groups:
             for slot, tensors in enumerate(group.history):
                 for i, tensor in zip(group.index, tensors):
-                    array = np.array(history[slot * n + i], np.float32)
+                    array = np.array(history[slot * n + i])  # float32 or float64, whatever the net is
                     tensor.copy_(torch.from_numpy(array).reshape(tensor.shape))
 
     def check(self, history: Sequence[np.ndarray], *, path: str = "") -> None:
@@ -276,7 +279,7 @@ class Nesterov(Rule):
 
     def update(self, group: Group, grads: list[Tensor], rates: Rates, decay: float, scale: Tensor | None) -> None:
         r = rates.lr * group.lr_mult
-        if r < 1e-20:
+        if r < 1e-20 or grads[0].dtype == torch.float64:  # the kernel's divisor is a float32 number
             torch._foreach_mul_(regularised(group, grads, decay, scale), r)
             decay, scale = 0.0, None
         else:
@@ -320,8 +323,9 @@ def _rms(g: Tensor) -> Tensor:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    """A C-contiguous float32 copy on the host."""
-    host = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    """A C-contiguous copy on the host: float64 for a net of that type, else float32."""
+    kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    host = tensor.detach().to("cpu", kind, copy=True, memory_format=torch.contiguous_format)
     return host.numpy()
 
 

@@ -203,13 +203,3 @@ def test_group_lasso_fields_are_named(caplog):
         graph(DATA, conv("c", "data", more))
     assert len(caplog.records) == 2
     assert all("of param has no effect" in r.getMessage() and "layer 'c'" in r.getMessage() for r in caplog.records)
-
-
-# --- settings without effect ------------------------------------------------------------------------------------------
-def test_settings_without_effect_are_named():
-    half = conv("c", "data", "forward_type: FLOAT16"), conv("d", "c", "forward_type: FLOAT16 backward_type: FLOAT")
-    g = graph("default_forward_math: FLOAT16", DATA, *half)
-    assert len(g.notices) == 2
-    assert "'default_forward_math' has no effect" in g.notices[0]
-    assert "'forward_type' has no effect: everything runs in float32 (and on 1 more layers)" in g.notices[1]
-    assert graph("default_forward_type: FLOAT", DATA, conv("c", "data")).notices == ()

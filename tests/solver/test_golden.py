@@ -21,7 +21,9 @@ JACINTO = ("adadelta_floor", "adagrad_floor", "adam_floor", "itersize3", "l1_ite
            "rampup_zero_step", "rmsprop_floor", "wd_policy_poly_cpu_constant")  # fmt: skip
 
 
-def build(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **fields: Any) -> Solver:
+def build(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, precision: str | None = None, **fields: Any
+) -> Solver:
     torch.set_num_threads(1)
     monkeypatch.chdir(folder)
     doc = load_solver("solver.prototxt")
@@ -29,7 +31,7 @@ def build(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **field
     for name, value in {"snapshot": 0, "display": 0, **fields}.items():
         setattr(doc.message, name, value)
     dialect = "jacinto" if folder.parent.parent.name == "jacinto" else None
-    return Solver(doc, weights="init.caffemodel", device="cpu", dialect=dialect, workers=0)
+    return Solver(doc, weights="init.caffemodel", device="cpu", dialect=dialect, workers=0, precision=precision)
 
 
 def difference(solver: Solver, want: dict[str, np.ndarray]) -> float:
@@ -60,6 +62,26 @@ def test_bvlc(case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
             assert difference(solver, at(table, solver.iter)) < 1e-5  # 2e-4 is asked for; measured: 8e-7
     if solver.param.iter_size == 1:
         np.testing.assert_allclose(losses, table["last_minibatch_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", BVLC)
+def test_bvlc_in_float64(case: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The whole net, history and snapshot in float64. The vectors are float32 sums: what is left is their rounding."""
+    folder = shared(f"golden/bvlc_solvers/{case}")
+    table = np.load(folder / "trajectory.npz")
+    solver = build(folder, monkeypatch, tmp_path, precision="fp64")
+    assert {p.dtype for p in solver.net.parameters()} == {torch.float64}
+    for iteration in (10, 20):
+        solver.step(iteration - solver.iter)
+        if at(table, iteration):
+            assert difference(solver, at(table, iteration)) < 2e-6  # measured: 1.3e-6 (sgd_inv_itersize), else 5e-7
+    _, state = solver.snapshot()
+    again = build(folder, monkeypatch, tmp_path, precision="fp64")
+    again.restore(state)
+    for mine, other in zip(solver.rule.groups, again.rule.groups):
+        for a, b in zip(mine.history, other.history):
+            assert all(x.dtype == torch.float64 and torch.equal(x, y) for x, y in zip(a, b))
+    assert all(torch.equal(a, b) for a, b in zip(solver.net.parameters(), again.net.parameters()))
 
 
 @pytest.mark.parametrize("case", BVLC)

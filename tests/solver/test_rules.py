@@ -77,11 +77,11 @@ REGULARISATIONS = {
 SCHEDULE = (0.1, 0.1, 0.01, 3.0, 0.0, 1e-7, 0.2)
 
 
-def learnables(seed: int = 0, *, last: bool = False) -> list[Learnable]:
+def learnables(seed: int = 0, *, last: bool = False, kind: type = np.float32) -> list[Learnable]:
     rng = np.random.default_rng(seed)
     found = []
     for i, (shape, (lr_mult, decay_mult)) in enumerate(zip(SHAPES, MULTS)):
-        w = torch.from_numpy(rng.normal(size=shape).astype(np.float32))
+        w = torch.from_numpy(rng.normal(size=shape).astype(kind))
         if last and w.dim() == 4:
             w = w.contiguous(memory_format=torch.channels_last)
         found.append(Learnable(torch.nn.Parameter(w, requires_grad=lr_mult > 0), lr_mult, decay_mult, "n", i, ""))
@@ -99,12 +99,14 @@ def wanted(name: str, reg: Regularisation, rates: Rates, w: History, g: History,
             w[i] = RULES[name][0](w[i], g_i, h[i], rates.lr * lr_mult, rates)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "channels_last"])
 @pytest.mark.parametrize("reg", REGULARISATIONS)
 @pytest.mark.parametrize("name", RULES)
-def test_formula(name: str, reg: str, last: bool) -> None:
+def test_formula(name: str, reg: str, last: bool, kind: type) -> None:
     rng = np.random.default_rng(1)
-    blobs = learnables(last=last)
+    blobs = learnables(last=last, kind=kind)
+    close = {"rtol": 2e-5, "atol": 2e-6} if kind is np.float32 else {"rtol": 1e-11, "atol": 1e-12}
     rule = RULES[name][1](blobs, REGULARISATIONS[reg])
     w = [b.param.detach().numpy().astype(np.float64) for b in blobs]
     h = [[np.zeros(s), np.zeros(s)] for s in SHAPES]
@@ -113,15 +115,15 @@ def test_formula(name: str, reg: str, last: bool) -> None:
         rates = Rates(lr, 0.8, 0.05, t)
         for blob, x in zip(blobs, g):
             if blob.lr_mult:
-                blob.param.grad = torch.from_numpy(x.astype(np.float32))
+                blob.param.grad = torch.from_numpy(x.astype(kind))
         rule.step(rates)
         wanted(name, REGULARISATIONS[reg], rates, w, g, h)
         for blob, x in zip(blobs, w):
-            np.testing.assert_allclose(blob.param.detach().numpy(), x, rtol=2e-5, atol=2e-6)
+            np.testing.assert_allclose(blob.param.detach().numpy(), x, **close)
     for k, array in enumerate(rule.export()):
         slot, i = divmod(k, len(SHAPES))
         assert array.flags.c_contiguous
-        np.testing.assert_allclose(array, h[i][slot] if MULTS[i][0] else 0, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(array, h[i][slot] if MULTS[i][0] else 0, **close)
 
 
 @pytest.mark.parametrize("piece", [1, 5, 30, 75])
@@ -129,7 +131,7 @@ def test_formula(name: str, reg: str, last: bool) -> None:
 def test_formula_in_pieces(name: str, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """L1 goes over the memory in pieces: slices of large parameters, several small ones together."""
     monkeypatch.setattr(rules, "PIECE", piece)
-    test_formula(name, "L1-clip", last=True)
+    test_formula(name, "L1-clip", last=True, kind=np.float32)
 
 
 @pytest.mark.parametrize("name", RULES)

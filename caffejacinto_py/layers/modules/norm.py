@@ -139,7 +139,7 @@ class Scale(nn.Module):
         return self.scale, self.shift
 
     def forward(self, x: Tensor, *given: Tensor) -> Tensor:
-        if self.zeros is not None and x.dtype == self.zeros.dtype:
+        if self.zeros is not None and x.is_floating_point() and x.dtype.itemsize <= self.zeros.dtype.itemsize:
             return F.batch_norm(x, self.zeros, self.ones, self.scale, self.shift, False, 0.0, 0.0)
         y = x * spread(given[0] if self.scale is None else self.scale, x, self.axis)
         return y if self.shift is None else y + spread(self.shift, x, self.axis)
