@@ -169,7 +169,8 @@ class _ConvBase(Layer):
     def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
         g = self.geometry(ins)
         group = self.groups(g.channels)
-        return Prunable(not self.transposed, g.kernel, group, g.channels, self.param.num_output)
+        # of the types that convolve, Caffe prunes and counts this one only
+        return Prunable(self.type == "Convolution", g.kernel, group, g.channels, self.param.num_output)
 
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         g = self.geometry(ins)

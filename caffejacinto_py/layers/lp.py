@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from caffejacinto_py.layers.base import Blob, Layer, Prunable, Shape
+from caffejacinto_py.layers.base import Blob, Layer, Shape
 from caffejacinto_py.layers.conv import FIELD as CONV_FIELD
 from caffejacinto_py.layers.conv import Convolution
 from caffejacinto_py.layers.dual import MAX_BITS, Precision, doubled
@@ -118,10 +118,6 @@ class _Dual(_LowPrecision):
     def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
         """Also the 1 or 2 blobs of a plain layer."""
         return doubled(blobs, targets, self.precision())
-
-    def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
-        found = super().prunable(ins)
-        return found and Prunable(False, found.kernel, found.group, found.ni, found.no)
 
     def _split(self, blobs: Sequence[Any]) -> tuple[dict[str, Any], Any, Any]:
         """Options of the modules, master weights, master bias."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from caffejacinto_py.layers.base import IntegerForm, Layer, Prunable, Shape
+from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
 from caffejacinto_py.layers.conv import FIELD as CONVOLUTION
 from caffejacinto_py.layers.conv import Convolution, Deconvolution
 from caffejacinto_py.layers.linear import FIELD as LINEAR
@@ -129,10 +129,6 @@ class _Product(_Short):
         from caffejacinto_py.layers.modules.ristretto import Product
 
         return Product(super().module(ins, blobs), self.words(), self.binary)
-
-    def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
-        found = super().prunable(ins)
-        return found and Prunable(False, found.kernel, found.group, found.ni, found.no)
 
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         return None  # its words are its own

@@ -166,6 +166,26 @@ def test_also() -> None:
     ]
 
 
+OTHERS = """
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 32 dim: 8 dim: 8 } } }
+layer { name: "plain" type: "Convolution" bottom: "x" top: "plain" convolution_param { num_output: 32 kernel_size: 3 } }
+layer { name: "deep" type: "DepthwiseConvolution" bottom: "plain" top: "deep"
+  convolution_param { num_output: 32 kernel_size: 3 } }
+layer { name: "nd" type: "NdConvolution" bottom: "deep" top: "nd"
+  convolution_param { num_output: 32 kernel_shape { dim: 3 dim: 3 } } }
+layer { name: "lp" type: "LPConvolution" bottom: "nd" top: "lp" convolution_param { num_output: 32 kernel_size: 1 }
+  lpfp_param { bd: 2 ad: 6 } }
+"""
+
+
+def test_only_the_type_convolution_counts_unless_asked_for() -> None:
+    """As in C++, which compares the type; depthwise weights are counted where they are asked for, but never pruned."""
+    made = Net(prepare(parse(OTHERS, "NetParameter"), phase="TEST"), seed=0)
+    assert [w.name for w in sparsity.weights(made)] == ["plain"]
+    found = sparsity.weights(made, also=("DepthwiseConvolution", "NdConvolution"))
+    assert [(w.name, w.kind) for w in found] == [("plain", "mid"), ("deep", None), ("nd", "mid")]
+
+
 def test_a_split_before_the_softmax_counts() -> None:
     """As in C++, where the layer next to the convolution then is a Split."""
     more = 'layer { name: "look" type: "Silence" bottom: "last" }'
