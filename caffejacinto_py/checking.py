@@ -245,6 +245,7 @@ class _Files(NetFiles):
 
 def _solver(file: str, doc: Document, state: dict[str, Any]) -> Report:
     from caffejacinto_py.solver import settings  # loads torch: for solver files only
+    from caffejacinto_py.solver.teacher import Teachers
 
     param = doc.message
     errors: list[CaffeError] = []
@@ -261,7 +262,12 @@ def _solver(file: str, doc: Document, state: dict[str, Any]) -> Report:
     def test() -> None:
         found.extend((source, "TEST") for source in test_sources(param, where, files))
 
-    for step in (lambda: settings.check(param, where, resolve_dialect(solver_message=param)), train, test):
+    def teach() -> None:
+        teachers = Teachers(param, where, files)
+        for source, phase in found:
+            teachers.check(source, phase, resolve_dialect(source.doc.message, param))
+
+    for step in (lambda: settings.check(param, where, resolve_dialect(solver_message=param)), train, test, teach):
         try:
             step()
         except CaffeError as e:

@@ -113,12 +113,12 @@ def _extract(net: Net, blobs: Sequence[str], databases: Sequence[str], batches: 
                 for _ in net.run(held):
                     pass
             for blob, writer in zip(blobs, writers, strict=True):
-                for image in _images(held[blob]):
+                for image in images(held[blob]):
                     writer.put(b"%010d" % writer.count, make_datum(image))
         return writers[0].count
 
 
-def _images(blob: Any) -> np.ndarray:
+def images(blob: Any) -> np.ndarray:
     """N x C x H x W float32 of a blob of 1 to 4 axes."""
     array = blob.detach().float().cpu().contiguous().numpy()
     return array.reshape(array.shape + (1,) * (4 - array.ndim))

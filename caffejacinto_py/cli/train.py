@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caffejacinto_py.cli import options
-from caffejacinto_py.errors import UsageError
+from caffejacinto_py.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from caffejacinto_py.schema.text import Document
@@ -22,6 +22,8 @@ _EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
 @click.option("--solver", required=True, type=options.FILE, help="The solver, text.")
 @click.option("--snapshot", help="Resume from this .solverstate; 'auto': from the newest whole one, if there is one.")
 @click.option("--weights", type=options.CommaList(), default=(), help="Weights to start from, comma-separated.")
+@click.option("--teacher", type=options.CommaList(), default=(), metavar="NET,WEIGHTS",
+              help="A frozen net that Teacher layers read; replaces net and weights of the solver's.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(min=1), help="Train to this iteration (replaces max_iter).")
 @options.gpu
 @options.state
@@ -59,12 +61,30 @@ def command(solver: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     log = prepare_run(given)
     doc = load_solver(solver)
     set_field(doc.message, *given["assignments"])
+    set_teacher(doc.message, given["teacher"])
     if given["iterations"]:
         doc.message.max_iter = given["iterations"]
     if dry_run:
         return _plan(doc, given, as_json)
     resume, weights = _start(doc.message, given, log)
     return _train(doc, resume, weights, given, as_json, log)
+
+
+def set_teacher(param: Any, words: tuple[str, ...]) -> None:
+    """--teacher: net and weights of the solver's teacher, which is made where there is none."""
+    if not words:
+        return
+    if len(words) < 2:
+        raise UsageError("--teacher needs a net and its weights: NET,WEIGHTS")
+    for path in words:
+        if not Path(path).is_file():
+            raise InputError(f"--teacher: '{path}' does not exist")
+    if len(param.teacher) > 1:
+        raise UsageError("--teacher: the solver has several teachers", hint="edit the solver instead")
+    entry = param.teacher[0] if param.teacher else param.teacher.add()
+    entry.net = words[0]
+    del entry.weights[:]
+    entry.weights.extend(words[1:])
 
 
 def _start(param: Any, given: dict[str, Any], log: Any) -> tuple[str | None, tuple[str, ...]]:
@@ -150,6 +170,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
     from caffejacinto_py.passes.precision import resolve
     from caffejacinto_py.schema.dialect import resolve_dialect
     from caffejacinto_py.solver import nets, settings
+    from caffejacinto_py.solver.teacher import Teachers
 
     param = doc.message
 
@@ -161,9 +182,11 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
     dialect = resolve_dialect(train.doc.message, param, given["dialect"], compat=given["compat"])
     settings.check(param, where, dialect)
     sources = [(train, "TRAIN"), *((t, "TEST") for t in nets.test_sources(param, where, files))]
+    teachers = Teachers(param, where, files)
     found = []
     shared = {"dialect": dialect, "python_layers": given["python_layers"]}
     for source, phase in sources:
+        teachers.check(source, phase, dialect)
         graph, shape = fit(source.doc, phase=phase, level=source.level, stages=source.stages, **shared)
         table = resolve(graph, given["precision"])
         lines = [] if table.plain else precise(table)

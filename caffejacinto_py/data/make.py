@@ -71,6 +71,32 @@ def make_feeder(
     return ParallelFeeder(batches, start=start, workers=workers, depth=depth, process=workers_kind == "process")
 
 
+def records(layer: Any) -> int | None:
+    """How many records a source layer has before it starts again; None: it has no end, or nobody knows."""
+    if layer.source == "database":
+        return len(Database(layer.proto.data_param.source))
+    if layer.source == "images":
+        return len(ImageList(layer.proto.image_data_param.source, root=layer.proto.image_data_param.root_folder))
+    return None
+
+
+def disorder(layer: Any) -> tuple[str | None, str | None]:
+    """Why another net would not read the same records in the same order from this layer's source, and why it would
+    read them but see other pictures. None: it would."""
+    wrong = None
+    if layer.source in ("database", "images"):
+        param = layer.proto.data_param if layer.source == "database" else layer.proto.image_data_param
+        wrong = "its records are shuffled" if param.shuffle else None
+        if layer.source == "images" and param.rand_skip:
+            wrong = "it starts at a random record (rand_skip)"
+    t = layer.proto.transform_param
+    random = [name for name in ("mirror",) if getattr(t, name)]
+    if layer.context.phase == "TRAIN":
+        random += [name for name in ("crop_size", "crop_h") if getattr(t, name)]
+    line = f"every pass sees other pictures ({', '.join(random)} at random)" if random else None
+    return wrong, line
+
+
 def _transform(layer: Any) -> Transform:
     return from_param(layer.proto.transform_param, phase=layer.context.phase, dialect=layer.context.dialect)
 

@@ -66,12 +66,14 @@ class IntegerForm:
 class Saved(NamedTuple):
     """What autograd keeps of a layer for its backward. inputs, outputs: positions of blobs; extra: bytes of its own.
 
-    Parameters do not count. Masks, indices and what a loss works out are extra.
+    Parameters do not count. Masks, indices and what a loss works out are extra. scratch: bytes in use only while the
+    layer itself runs backward, beside its bottoms, tops and their gradients.
     """
 
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     extra: int = 0
+    scratch: int = 0
 
 
 class Head(NamedTuple):
@@ -178,6 +180,10 @@ class Layer:
     def assumed(self, ntop: int) -> list[Shape | None]:
         """Top shapes of a source whose data is not opened; None: the consumer decides (see `expects`)."""
         return list(self.shapes([]))
+
+    def fallback(self) -> Shape | None:
+        """What a source takes a top for that neither it nor the reader can tell; None: one number an item."""
+        return None
 
     def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
         """Blobs (numpy arrays) of a weights file brought from another fork's layout into this layer's; raises

@@ -56,7 +56,7 @@ class DistillSoftmaxLoss(TeacherLoss):
     Bottoms: the student's scores, any shape with the classes on distill_softmax_loss_param.axis (1); the teacher's, of
     the same shape; optionally labels, one for every place outside that axis: only with loss_param { ignore_label },
     whose places count nothing. Top: loss (). Gradient T (p - q) / normalizer, to the student only; the factor T^2 keeps
-    it as large as that of the labels' loss at every temperature. distill_softmax_loss_param: temperature T (4);
+    its size about the same at every temperature. distill_softmax_loss_param: temperature T (4);
     divergence KL, or CROSS_ENTROPY, which leaves out the teacher's own entropy: another value, the same gradient;
     probabilities (false): bottom 1 is a softmax already, its logarithm is the scores. loss_param: normalization VALID
     (default: places that are not ignored), FULL (all places), BATCH_SIZE (items before the axis), NONE.

@@ -34,7 +34,7 @@ class Source(Layer):
             return [tuple(s) for s in self.context.probe(self)]
         found = self.assumed(self.ntop)
         batch = next((s[0] for s in found if s), 1)
-        return [(batch,) if s is None else s for s in found]
+        return [(self.fallback() or (batch,)) if s is None else s for s in found]
 
     def _positive(self, *names: str) -> None:
         for name in names:
@@ -107,6 +107,16 @@ class Data(Files):
     quantizes = "source"
 
     source = "database"
+
+    def assumed(self, ntop: int) -> list[Shape | None]:
+        """Without labels the records may be anything, such as another net's features: the reader decides."""
+        t = self.proto.transform_param
+        told = bool(t.crop_size or t.crop_h or t.HasField("resize_param") or t.mean_value or t.force_color)
+        found = super().assumed(ntop)
+        return found if ntop > 1 or told or t.force_gray else [None]
+
+    def fallback(self) -> Shape | None:
+        return super().assumed(1)[0] if self.ntop == 1 else None
 
 
 @layer("ImageData", v1="IMAGE_DATA", bottoms=(0, 0), tops=(2, 2), field="image_data_param")

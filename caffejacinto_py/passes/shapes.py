@@ -19,7 +19,7 @@ def infer(graph: Graph, context: Context, *, given: Mapping[str, Shape] | None =
     (labels) takes the shape that its first consumer expects. Raises LayerError or ManyErrors with locations.
     """
     shapes: dict[Value, Shape | None] = {}
-    batch: dict[Value, int] = {}
+    fallback: dict[Value, Shape] = {}
     nodes: list[Node] = []
     errors: list[CaffeError] = []
     for node in graph.nodes:
@@ -31,9 +31,9 @@ def infer(graph: Graph, context: Context, *, given: Mapping[str, Shape] | None =
             continue  # an earlier layer failed: its error is enough
         try:
             if layer.source:
-                outs = _source(layer, node, context, given or {}, batch)
+                outs = _source(layer, node, context, given or {}, fallback)
             else:
-                outs = list(layer.shapes(_decide(node, layer, shapes, batch)))
+                outs = list(layer.shapes(_decide(node, layer, shapes, fallback)))
         except LayerError as e:
             e.loc = e.loc or graph.where(node, *e.field)
             errors.append(e)
@@ -47,28 +47,30 @@ def infer(graph: Graph, context: Context, *, given: Mapping[str, Shape] | None =
             raise AssertionError(f"{node}: {len(outs)} shapes for {len(node.outputs)} tops")
         shapes.update(zip(node.outputs, outs, strict=True))
     raise_all(errors)
-    known: dict[Value, Shape] = {v: s if s is not None else (batch.get(v, 1),) for v, s in shapes.items()}
+    known: dict[Value, Shape] = {v: s if s is not None else fallback.get(v, (1,)) for v, s in shapes.items()}
     return graph.with_nodes(nodes, shapes=known)
 
 
 def _source(
-    layer: Layer, node: Node, context: Context, given: Mapping[str, Shape], batch: dict[Value, int]
+    layer: Layer, node: Node, context: Context, given: Mapping[str, Shape], fallback: dict[Value, Shape]
 ) -> list[Shape | None]:
     if any(v.name in given for v in node.outputs) and all(v.name in given for v in node.outputs):
         return [tuple(given[v.name]) for v in node.outputs]
     outs: list[Shape | None] = list(layer.shapes([])) if context.probe else layer.assumed(len(node.outputs))
     first = next((s for s in outs if s), None)
     for v in node.outputs:
-        batch[v] = first[0] if first else 1
+        fallback[v] = layer.fallback() or (first[0] if first else 1,)
     return [given.get(v.name, s) for v, s in zip(node.outputs, outs, strict=True)]
 
 
-def _decide(node: Node, layer: Layer, shapes: dict[Value, Shape | None], batch: dict[Value, int]) -> Sequence[Shape]:
+def _decide(
+    node: Node, layer: Layer, shapes: dict[Value, Shape | None], fallback: Mapping[Value, Shape]
+) -> Sequence[Shape]:
     """Input shapes of a node; those left open by a source are settled now."""
     ins: list[Shape | None] = [shapes[v] for v in node.inputs]
     for i, v in enumerate(node.inputs):
         if ins[i] is None:
-            shapes[v] = ins[i] = layer.expects(i, ins) or (batch.get(v, 1),)
+            shapes[v] = ins[i] = layer.expects(i, ins) or fallback.get(v, (1,))
     return [s for s in ins if s is not None]
 
 

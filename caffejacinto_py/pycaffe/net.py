@@ -247,6 +247,10 @@ class Net(InBatches):
         stay = [self._blobs[_key(v)]._data.take(self._net.device) for v in node.outputs]
         if node.layer.source == "input":
             return stay
+        if node.layer.source == "teacher":
+            return self._feed.taught(
+                [v.name for v in node.outputs], lambda b: self.blobs[b]._data.take(self._net.device)
+            )
         batch = [torch.from_numpy(a).to(self._net.device) for a in self._feed.feeders[node.name].next()]
         return [old if value is not None else new for old, new, value in zip(stay, batch, _constants(node))]
 

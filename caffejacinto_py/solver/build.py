@@ -22,6 +22,7 @@ from caffejacinto_py.passes.precision import describe
 from caffejacinto_py.schema.dialect import Dialect
 from caffejacinto_py.schema.weights import read_model
 from caffejacinto_py.solver.nets import NetSource
+from caffejacinto_py.solver.teacher import Teachers
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +68,19 @@ def build_net(
     layout: str = "auto",
     python_layers: bool = False,
     precision: str | None = None,
+    teachers: Teachers | None = None,
 ) -> Net:
-    """One net of a solver, with parameters filled or shared. precision: see `passes.precision.resolve`."""
+    """One net of a solver, with parameters filled or shared. precision: see `passes.precision.resolve`. teachers: for
+    its Teacher layers."""
     if device.type == "cpu" and share is None:
         tune()
     for notice in source.doc.notices:
         log.info("%s: %s", source.label, notice)
     state: dict[str, Any] = {"phase": phase, "level": source.level, "stages": source.stages}
-    graph = prepare(source.doc, dialect=dialect, probe=probe, python_layers=python_layers, **state)
+    common: dict[str, Any] = {"dialect": dialect, "python_layers": python_layers}
+    lesson = teachers.lesson(source, phase, device=device, **common) if teachers is not None else None
+    state["teacher"] = lesson.shapes if lesson is not None else None
+    graph = prepare(source.doc, probe=probe, **common, **state)
     for notice in graph.notices if share is None else ():
         log.warning("%s", notice)
     table, lines = types.choose(graph, device, precision, shared=share.dtype if share else None)

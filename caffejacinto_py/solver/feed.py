@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ class Feed:
 
     def __init__(self, net: Net, *, seed: int, workers: int = 1) -> None:
         self.net = net
-        self.sources = net.sources
+        self.sources = [s for s in net.sources if s.layer.source != "teacher"]
+        # what teachers make of a batch, see solver/teacher.py
+        self.derive: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
         self.device = net.device
         self.seed = seed
         self.workers = workers
@@ -56,8 +58,16 @@ class Feed:
                 if self.device.type == "cuda":
                     tensor = tensor.pin_memory().to(self.device, non_blocking=True)
                 batch[top] = tensor
+        if self.derive is not None:
+            batch |= self.derive(batch)
         self.last = batch
         return batch
+
+    def taught(self, tops: Sequence[str], blob: Callable[[str], Tensor]) -> list[Tensor]:
+        """These tops of Teacher layers for data that stand elsewhere: `blob` gives a data blob by its name."""
+        assert self.derive is not None
+        found = self.derive({top: blob(top) for source in self.sources for top in source.tops})
+        return [found[top] for top in tops]
 
     @property
     def batch(self) -> int:

@@ -71,6 +71,16 @@ def test_a_label_takes_the_shape_its_consumer_expects():
     assert g.shapes[Value("target")] == g.shapes[Value("data")] == (6, 3, 4, 5)
 
 
+def test_data_without_labels_are_what_their_reader_expects_else_an_image():
+    source = """layer { name: 'a' type: 'Data' top: 'data' data_param { source: 'x' batch_size: 6 } }
+        layer { name: 'b' type: 'Data' top: 'scores' data_param { source: 'y' batch_size: 6 } }
+        layer { name: 'l' type: 'DistillSoftmaxLoss' bottom: 'c' bottom: 'scores' top: 'l' }"""
+    first, second, loss = (f"layer {part}" for part in source.split("layer ")[1:])
+    g = graph(first, second, conv("c", "data"), loss, data_shape=(3, 9, 9))
+    assert g.shapes[Value("data")] == (6, 3, 9, 9)
+    assert g.shapes[Value("scores")] == g.shapes[Value("c")] == (6, 4, 7, 7)
+
+
 # --- params ----------------------------------------------------------------------------------------------------------
 def shared(a: str, b: str, second: str = "data2") -> tuple[str, ...]:
     other = "layer { name: 'in2' type: 'Input' top: 'data2' input_param { shape { dim: 2 dim: 3 dim: 8 dim: 8 } } }"
