@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from caffejacinto_py.solver.metrics import Metrics
     from caffejacinto_py.solver.progress import Clock, Losses
     from caffejacinto_py.solver.rules import Rule
+    from caffejacinto_py.solver.scaling import Scaling
     from caffejacinto_py.solver.sparse import Sparse
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Resumable:
     feed: Feed
     test_feeds: list[Feed]
     rule: Rule
+    scaling: Scaling
     sparse: Sparse
     iter: int
     current_step: int
@@ -102,6 +104,7 @@ class Resumable:
             "train": self.feed.positions(),
             "tests": [feed.positions() for feed in self.test_feeds],
             "losses": self.losses.values(),
+            "scaling": self.scaling.state(),
             "numpy": [kind, int(at), int(has_gauss), float(gauss)],
         }
         arrays = {"rng/torch": torch.get_rng_state().numpy(), "rng/numpy": np.asarray(keys)}
@@ -158,6 +161,7 @@ class Resumable:
         try:
             seed, tests = int(meta["seed"]), meta["tests"]
             self.sparse.restore(meta, arrays)
+            self.scaling.restore(meta.get("scaling"))
             self._restore_random(meta, arrays)
             for feed, positions in zip([self.feed, *self.test_feeds], [meta["train"], *tests]):
                 feed.seed = seed

@@ -23,7 +23,7 @@ WITHOUT_EFFECT = {
     "layer_wise_reduce": "gradients are reduced while backward runs, whatever it says",
     "store_blobs_in_old_format": "weights are written in the form that every Caffe reads",
     "eval_type": "the outputs of the test net decide",
-    "solver_data_type": "weights and history are kept in float32",
+    "solver_data_type": "weights and history have the net's type, FLOAT or DOUBLE (docs/precision.md)",
     "engine": "it chooses between Intel Caffe's kernels",
     "estimate": "the Iteration line shows the speed",
 }
