@@ -23,10 +23,10 @@ from caffejacinto_py.solver.logs import number, output_lines
 from caffejacinto_py.solver.metrics import Metrics
 from caffejacinto_py.solver.progress import Clock, Losses
 from caffejacinto_py.solver.resume import Resumable
-from caffejacinto_py.solver.scaling import Scaling
 from caffejacinto_py.solver.signals import Signals
 from caffejacinto_py.solver.snapshot import remove_leftovers
 from caffejacinto_py.solver.sparse import Sparse
+from caffejacinto_py.solver.teacher import Teachers
 
 log = logging.getLogger(__name__)
 LOOK_EVERY = 20  # iterations between looks at the loss on a GPU, where each look waits for the device
@@ -91,16 +91,17 @@ class Solver(Resumable):
         build.seed_everything(self.seed)
         options: dict[str, Any] = {"dialect": self.dialect, "device": self.device, "layout": layout}
         options |= {"python_layers": python_layers, "precision": precision}
+        options["teachers"] = teachers = Teachers(param, self.where, files)
         self.net: Net = build.build_net(train, "TRAIN", seed=self.seed, **options)
         self.test_nets: list[Net] = [
             build.build_net(t, "TEST", seed=self.seed + 1 + i, share=self.net, **options) for i, t in enumerate(tests)
         ]
         self.feed = Feed(self.net, seed=self.seed, workers=workers)
         self.test_feeds = [Feed(net, seed=self.seed, workers=workers) for net in self.test_nets]
+        teachers.attach(self.feed, *self.test_feeds)
         names = build.split_names(weights) or build.split_names(list(param.weights))
         build.load_weights([self.net, *self.test_nets], names, tolerant=self.tolerant)
         self.rule = rules.make(self.net.learnable, param, larc=param.larc, floor=self.dialect.delta_floor)
-        self.scaling = Scaling(self.net, chosen=precision == "fp16")
         self.sparse = Sparse(self.net, param, self.where, self.dialect)
         self.iter = 0
         self.current_step = 0
@@ -214,11 +215,10 @@ class Solver(Resumable):
             else:
                 result = self.net(self.feed.next())
                 if result.loss.requires_grad:
-                    self.scaling.backward(result.loss)
+                    result.loss.backward()
             loss = result.loss.detach()
             total = loss if total is None else total + loss
         assert total is not None
-        self.scaling.finish(self.iter)
         self.losses.add(self.iter, total / self.param.iter_size if self.param.iter_size > 1 else total)
         if debug:
             watch.debug_update(self.net)
@@ -243,10 +243,9 @@ class Solver(Resumable):
             text = f"Iteration {self.iter}, lr = {number(rates.lr)}"
             if self.param.momentum_policy != "fixed" or self.param.weight_decay_policy != "fixed":
                 text += f", m = {number(rates.momentum)}, wd = {number(rates.weight_decay)}"
-            log.info("%s", text + self.scaling.shown)
+            log.info("%s", text)
         before = self._weights_for_diff()
-        if self.scaling.good:
-            self.rule.step(rates)
+        self.rule.step(rates)
         for param, old in before:
             param.grad = old - param.detach()
 
