@@ -23,6 +23,7 @@ from caffejacinto_py.solver.logs import number, output_lines
 from caffejacinto_py.solver.metrics import Metrics
 from caffejacinto_py.solver.progress import Clock, Losses
 from caffejacinto_py.solver.resume import Resumable
+from caffejacinto_py.solver.scaling import Scaling
 from caffejacinto_py.solver.signals import Signals
 from caffejacinto_py.solver.snapshot import remove_leftovers
 from caffejacinto_py.solver.sparse import Sparse
@@ -102,6 +103,7 @@ class Solver(Resumable):
         names = build.split_names(weights) or build.split_names(list(param.weights))
         build.load_weights([self.net, *self.test_nets], names, tolerant=self.tolerant)
         self.rule = rules.make(self.net.learnable, param, larc=param.larc, floor=self.dialect.delta_floor)
+        self.scaling = Scaling(self.net, chosen=precision == "fp16")
         self.sparse = Sparse(self.net, param, self.where, self.dialect)
         self.iter = 0
         self.current_step = 0
@@ -215,10 +217,11 @@ class Solver(Resumable):
             else:
                 result = self.net(self.feed.next())
                 if result.loss.requires_grad:
-                    result.loss.backward()
+                    self.scaling.backward(result.loss)
             loss = result.loss.detach()
             total = loss if total is None else total + loss
         assert total is not None
+        self.scaling.finish(self.iter)
         self.losses.add(self.iter, total / self.param.iter_size if self.param.iter_size > 1 else total)
         if debug:
             watch.debug_update(self.net)
@@ -243,9 +246,10 @@ class Solver(Resumable):
             text = f"Iteration {self.iter}, lr = {number(rates.lr)}"
             if self.param.momentum_policy != "fixed" or self.param.weight_decay_policy != "fixed":
                 text += f", m = {number(rates.momentum)}, wd = {number(rates.weight_decay)}"
-            log.info("%s", text)
+            log.info("%s", text + self.scaling.shown)
         before = self._weights_for_diff()
-        self.rule.step(rates)
+        if self.scaling.good:
+            self.rule.step(rates)
         for param, old in before:
             param.grad = old - param.detach()
 
