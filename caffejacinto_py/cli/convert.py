@@ -24,7 +24,8 @@ _KINDS = {".caffemodel": "binaryproto", ".binaryproto": "binaryproto", ".h5": "h
 @click.option("--bn", type=click.Choice(["bvlc", "nvcaffe"], case_sensitive=False), metavar="bvlc|nvcaffe",
               help="Bring the BatchNorm layers into this form.")  # fmt: skip
 @click.option("--model-out", type=options.FILE, help="With --bn: where the changed net goes, text.")
-def command(input: Path, output: Path, model: Path | None, bn: str | None, model_out: Path | None) -> int:
+@click.option("--half", is_flag=True, help="Weights of products in float16, as NVCaffe stores them.")
+def command(input: Path, output: Path, model: Path | None, bn: str | None, model_out: Path | None, half: bool) -> int:
     """Convert weights: caffemodel, HDF5, npz; BatchNorm forms.
 
     The ending of OUTPUT decides its format: .caffemodel, .h5, .npz (arrays named LAYER/INDEX). INPUT may be any of
@@ -33,6 +34,10 @@ def command(input: Path, output: Path, model: Path | None, bn: str | None, model
     --bn nvcaffe merges each Scale layer into the BatchNorm before it (NVCaffe's five blobs, scale_bias: true), --bn
     bvlc takes them apart again; sums are divided by the correction factor, and the factor is 1 afterwards. The net
     changes with the weights: --model-out gets it. Without --model it is the net stored in the .caffemodel.
+
+    --half: weights of layers that multiply in float16 (docs/precision.md) become halves, statistics do not. Caffes of
+    NVIDIA's family read such a .caffemodel; it loads here into nets of any type. Without --half halves become float32,
+    which every Caffe reads.
     """
     from caffejacinto_py.schema.weights import write_model
 
@@ -49,17 +54,35 @@ def command(input: Path, output: Path, model: Path | None, bn: str | None, model
         weights, done = _convert(weights, model, bn)
     elif model is not None:
         weights = _with_types(weights, model)
+    if half:
+        _halve(weights, kind)
     if kind == "npz":
         from caffejacinto_py.schema.npz import write_npz_model
 
         write_npz_model(output, weights)
     else:
-        write_model(output, weights, format=kind)
+        write_model(output, weights, format=kind, raw=half)
     if done is not None:
         _report(done, model_out)
     blobs = sum(len(layer.blobs) for layer in weights.layers)
     click.echo(f"Wrote {output}: {blobs} blobs of {sum(bool(x.blobs) for x in weights.layers)} layers")
     return 0
+
+
+def _halve(weights: ModelFile, kind: str) -> None:
+    from caffejacinto_py.layers import registry
+    from caffejacinto_py.schema.halves import halve
+
+    if kind != "binaryproto":
+        raise UsageError("--half: only .caffemodel files hold halves", hint="end OUTPUT in .caffemodel")
+    if not any(layer.type for layer in weights.layers):
+        raise UsageError("--half: these weights hold no layer types", hint="give the net as --model NET.prototxt")
+    done = halve(weights, lambda type: registry.known(type) and registry.find(type).narrows == "weights")
+    click.echo(f"{done.blobs} blobs in float16")
+    for name, i in done.kept:
+        click.echo(f"note: layer '{name}', blob {i} stays in float32: a value is beyond 65504", err=True)
+    if done.lost:
+        click.echo(f"note: {done.lost} weights are below 6e-8 and became zero", err=True)
 
 
 def _read(path: Path) -> ModelFile:

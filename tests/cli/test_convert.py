@@ -252,3 +252,45 @@ def test_a_net_of_caffe_jacinto() -> None:
             found.append({k: v.numpy() for k, v in built(inputs).outputs.items()})
     assert found[0].keys() == found[1].keys()
     same(*found)
+
+
+def test_halves_and_back(capsys: Capture) -> None:
+    """As a snapshot of NVCaffe's FLOAT16 layers: raw_data with its type; it loads into float32 nets, and goes back."""
+    trained(BVLC, 1.0)
+    assert main(["convert", "w.caffemodel", "half.caffemodel", "--half"]) == 0
+    assert "2 blobs in float16" in capsys.readouterr().out
+    message = pb.NetParameter.FromString(Path("half.caffemodel").read_bytes())
+    stored = {layer.name: [b.raw_data_type for b in layer.blobs] for layer in message.layer if layer.blobs}
+    assert stored["conv"] == [pb.FLOAT16, pb.FLOAT16]
+    assert set(stored["bn1"]) == {pb.FLOAT}
+    assert main(["convert", "half.caffemodel", "full.caffemodel"]) == 0
+    old, half, full = ({x.name: x for x in read_model(f"{f}.caffemodel").layers} for f in ("w", "half", "full"))
+    for name, layer in old.items():
+        for a, b, c in zip(layer.blobs, half[name].blobs, full[name].blobs, strict=True):
+            want = a.astype(np.float16) if name == "conv" else a
+            assert b.dtype == want.dtype
+            assert c.dtype == np.float32
+            np.testing.assert_array_equal(b, want)
+            np.testing.assert_array_equal(c, want.astype(np.float32))
+    assert not any(
+        b.raw_data for x in pb.NetParameter.FromString(Path("full.caffemodel").read_bytes()).layer for b in x.blobs
+    )
+    net = Net(prepare(load_net("net.prototxt"), phase="TEST"))
+    report = net.load(read_model("half.caffemodel"))
+    assert "conv" in report.loaded
+    np.testing.assert_array_equal(net.params["conv"][0].detach().numpy(), half["conv"].blobs[0].astype(np.float32))
+
+
+def test_halves_that_do_not_fit(capsys: Capture) -> None:
+    trained(BVLC, 1.0)
+    model = read_model("w.caffemodel")
+    conv = next(x for x in model.layers if x.name == "conv")
+    conv.blobs = [np.full_like(conv.blobs[0], 7e4), np.full_like(conv.blobs[1], 1e-9)]
+    write_model("big.caffemodel", model)
+    assert main(["convert", "big.caffemodel", "half.caffemodel", "--half"]) == 0
+    text = capsys.readouterr()
+    assert "1 blobs in float16" in text.out
+    assert "layer 'conv', blob 0 stays in float32" in text.err
+    assert "4 weights are below 6e-8 and became zero" in text.err
+    assert main(["convert", "w.caffemodel", "half.h5", "--half"]) == 2
+    assert ".caffemodel" in capsys.readouterr().err
