@@ -52,7 +52,8 @@ def command(solver: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     snapshot yet. Exit code 130 when Ctrl-C stopped the training (after its snapshot).
 
     JSON: {"iter", "max_iter", "stopped", "loss" (smoothed, or null), "tests": [{"net", output: mean}], "model", "state"
-    (last snapshot, or null), "seconds"}. With --dry-run: {"solver": fields, "nets": as `summary` gives them}.
+    (last snapshot, or null), "seconds"}. With --dry-run: {"solver": fields, "dialect", "sparsity": lines, "nets": as
+    `summary` gives them, each with "quantization": lines}.
     """
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.schema.edit import set_field
@@ -165,6 +166,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
     from google.protobuf.json_format import MessageToDict
 
     from caffejacinto_py.checking import fit
+    from caffejacinto_py.cli.compression import quantized_lines, sparse_lines
     from caffejacinto_py.cli.summary import describe, render
     from caffejacinto_py.passes.precision import describe as precise
     from caffejacinto_py.passes.precision import resolve
@@ -183,17 +185,21 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
     settings.check(param, where, dialect)
     sources = [(train, "TRAIN"), *((t, "TEST") for t in nets.test_sources(param, where, files))]
     teachers = Teachers(param, where, files)
-    found = []
+    found: list[dict[str, Any]] = []
+    sparse: list[str] = []
     shared = {"dialect": dialect, "python_layers": given["python_layers"]}
     for source, phase in sources:
         teachers.check(source, phase, dialect)
         graph, shape = fit(source.doc, phase=phase, level=source.level, stages=source.stages, **shared)
         table = resolve(graph, given["precision"])
         lines = [] if table.plain else precise(table)
-        found.append({**describe(graph), "data_shape": shape, "precision": lines})
+        found.append(
+            {**describe(graph), "data_shape": shape, "precision": lines, "quantization": quantized_lines(graph)}
+        )
+        sparse = sparse_lines(param, graph, where) if phase == "TRAIN" else sparse
     if as_json:
         fields = MessageToDict(param, preserving_proto_field_name=True)
-        options.print_json({"solver": fields, "dialect": dialect.name, "nets": found})
+        options.print_json({"solver": fields, "dialect": dialect.name, "sparsity": sparse, "nets": found})
         return 0
     for net in found:
         click.echo(render(net))
@@ -201,8 +207,8 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
             click.echo(
                 f"Data is taken as {'x'.join(map(str, net['data_shape']))} here; it is opened when training starts."
             )
-        click.echo("\n".join([*net["precision"], ""]))
-    click.echo("\n".join(_lines(param, dialect.name)))
+        click.echo("\n".join([*net["precision"], *net["quantization"], ""]))
+    click.echo("\n".join([*_lines(param, dialect.name), *sparse]))
     return 0
 
 

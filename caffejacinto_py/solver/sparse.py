@@ -24,6 +24,7 @@ from caffejacinto_py.compress import sparsity
 from caffejacinto_py.compress.sparsity import Fractions, Limits, Weight
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.errors import CaffeError, PrototxtError, near, raise_all
+from caffejacinto_py.ir.graph import Graph
 from caffejacinto_py.schema.dialect import Dialect
 from caffejacinto_py.solver.logs import number
 from caffejacinto_py.solver.lr import Where
@@ -47,7 +48,7 @@ class Sparse:
         self.also = tuple(param.sparsity_layer_type)
         self.weights: list[Weight] = []
         if self.on or param.display_sparsity:
-            _check_types(net, self.also, where)
+            check_types(net.graph, self.also, where)
             self.weights = sparsity.weights(net, also=self.also)
         self.target = F(param.sparsity_target)
         self.limit = F(min(float(self.target) + 0.15, 0.95))  # added in double, then rounded: so in C++
@@ -201,10 +202,9 @@ def _counts_first(param: Any, dialect: Dialect) -> bool:
     return dialect.sparsity_counts_first
 
 
-def _check_types(net: Net, also: tuple[str, ...], where: Where) -> None:
+def check_types(graph: Graph, also: tuple[str, ...], where: Where) -> None:
     """Every type asked for must be one of the net's with a weight that can be masked."""
-    graph = net.graph
-    known = {n.type for n in graph.nodes if n.name in net.params and sparsity.prunable(graph, n) is not None}
+    known = {n.type for n in graph.nodes if sparsity.prunable(graph, n) is not None}
     errors: list[CaffeError] = []
     for i, kind in enumerate(also):
         if kind not in known:

@@ -97,6 +97,22 @@ def test_spellings_and_dry_run_writes_nothing(args: list[str], folder: Path, cap
     assert files(folder) == {"net.prototxt", "solver.prototxt"}
 
 
+def test_dry_run_tells_of_sparsity_and_quantization(folder: Path, capsys: Capture) -> None:
+    with (folder / "net.prototxt").open("a") as f:
+        f.write("quantize: true net_quantization_param { bitwidth_weights: 8 ignored_layer_names: 'ip' }")
+    args = ["train", "--solver", "solver.prototxt", "--dry-run", "--set", "sparse_mode=SPARSE_UPDATE"]
+    wanted = ["sparsity_target=0.6", "sparsity_step_iter=5", "sparsity_layer_type='InnerProduct'"]
+    assert main([*args, *(x for w in wanted for x in ("--set", w))]) == 0
+    out = capsys.readouterr().out
+    line = "quantized from pass 1 on: weights 8 bits (biases 16), with offset; activations 8 bits; rounding nearest"
+    assert out.count(line + "\nnot quantized: ip\n") == 2
+    assert "SPARSE_UPDATE: zero weights stay zero\n" in out
+    assert "target: 0.6 of 135 counted weights zero; 0 of 1 layers can be thresholded\n" in out
+    assert "every 5 iterations from " in out
+    assert main([*args, "--set", "sparsity_layer_type='InnerProdct'"]) == 3
+    assert "did you mean 'InnerProduct'?" in capsys.readouterr().err
+
+
 def test_dry_run_json_and_set(folder: Path, capsys: Capture) -> None:
     args = ["train", "--solver", "solver.prototxt", "--dry-run", "--json", "--set", "base_lr=0.5", "--set", "type=Adam"]
     assert main(args) == 0
