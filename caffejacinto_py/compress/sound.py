@@ -43,6 +43,8 @@ _MOST = 2.0**100
 class Sound(Simulation):
     """ranges: low and high of every top that is to be quantized, one row a top; NaN until it is known."""
 
+    repeatable = True
+
     def __init__(self, graph: Graph, scheme: Scheme) -> None:
         super().__init__(graph, scheme)
         parts = scheme.parts.values() if not scheme.fixed else ()
@@ -82,7 +84,7 @@ class Sound(Simulation):
         made = list(outs)
         for k, out in enumerate(outs):
             row = self.rows.get((node.name, k))
-            if row is not None and out.numel():
+            if row is not None and out.numel() and not self.repeating:
                 self._seen[row] = torch.aminmax(in_memory_order(out.detach()))
             if table is not None and k < len(table[2]) and table[2][k].quantize:
                 made[k] = self.numbers(out, table[2][k], part)

@@ -21,7 +21,13 @@ class Hook:
 
     While a net has a hook no layer is fused into another, so that every blob of the graph passes by. A later in-place
     layer may overwrite a tensor that passed by: copy what you keep.
+
+    repeatable: a hook that can stand to see a layer a second time in backward (training in little memory), and gives
+    the same numbers then. repeating: whether it does so now; nothing is to be counted.
     """
+
+    repeatable = False
+    repeating = False
 
     def begin(self, net: Net) -> None:
         """Before the first layer of a pass, after the inputs are in place."""
@@ -53,6 +59,19 @@ class Hooks(Hook):
 
     def __init__(self, *hooks: Hook) -> None:
         self.hooks = hooks
+
+    @property
+    def repeatable(self) -> bool:  # type: ignore[override]
+        return all(hook.repeatable for hook in self.hooks)
+
+    @property
+    def repeating(self) -> bool:  # type: ignore[override]
+        return any(hook.repeating for hook in self.hooks)
+
+    @repeating.setter
+    def repeating(self, value: bool) -> None:
+        for hook in self.hooks:
+            hook.repeating = value
 
     def begin(self, net: Net) -> None:
         for hook in self.hooks:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from caffejacinto_py.engine import precision, size, weights
 from caffejacinto_py.engine.hooks import Hook, Module
 from caffejacinto_py.engine.layout import Layout, choose
+from caffejacinto_py.engine.memory.execute import Recompute
 from caffejacinto_py.engine.params import Learnable, make_module, make_params
 from caffejacinto_py.engine.plan import Plan, Step, plan
 from caffejacinto_py.errors import UsageError, near
@@ -84,6 +85,7 @@ class Net(nn.Module):
         self.layout.weights(self)
         self.train(graph.phase == "TRAIN")
         self._hook: Hook | None = None
+        self.recompute: Recompute | None = None  # saves memory in passes that build a graph, see engine/memory
         self._fast = self._road()
 
     def _road(self) -> list[tuple[Step, nn.Module, Any]]:
@@ -130,12 +132,24 @@ class Net(nn.Module):
         slots: list[Tensor | None] = [None] * self.plan.slots
         for name, slot in self.plan.feeds:
             slots[slot] = self.feed(name, inputs)
-        loss: Tensor | None = None
         hook = self._hook
         if hook is not None:
             hook.begin(self)
             self._fed(hook, slots)
-        for step, module, affine in self._fast:
+        if self.recompute is not None and torch.is_grad_enabled():
+            loss = self.recompute(slots)
+        else:
+            loss = self.steps(slots, 0, len(self._fast))
+        if hook is not None:
+            hook.end(self)
+        if loss is None:
+            loss = torch.zeros((), dtype=self.dtype, device=self.device)
+        return Result(loss, {name: slots[slot] for name, slot in self.plan.outputs})  # type: ignore[misc]
+
+    def steps(self, slots: list[Tensor | None], first: int, last: int, loss: Tensor | None = None) -> Tensor | None:
+        """Run the fast steps first..last-1 on the slots; their losses are added to `loss`."""
+        hook = self._hook
+        for step, module, affine in self._fast[first:last]:
             args = [slots[i] for i in step.ins]
             if affine is not None:
                 args += affine.affine()
@@ -148,11 +162,7 @@ class Net(nn.Module):
                 loss = _add_loss(loss, outs[i], weight)
             for slot in step.free:
                 slots[slot] = None
-        if hook is not None:
-            hook.end(self)
-        if loss is None:
-            loss = torch.zeros((), dtype=self.dtype, device=self.device)
-        return Result(loss, {name: slots[slot] for name, slot in self.plan.outputs})  # type: ignore[misc]
+        return loss
 
     def _fed(self, hook: Hook, slots: list[Tensor | None]) -> None:
         """Show the inputs to the hook."""

@@ -44,8 +44,10 @@ class LRN(Layer):
         return [ins[0]]
 
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
-        blobs = 4 if self.param.norm_region == WITHIN_CHANNEL else 1  # squares, means, scale, power; else the scale
-        return Saved((0,), extra=blobs * item * prod(ins[0]))
+        size = item * prod(ins[0])
+        if self.param.norm_region == WITHIN_CHANNEL:  # squares, means, scale, power
+            return Saved((0,), extra=4 * size, scratch=3 * size)
+        return Saved((0,), extra=size, scratch=size)  # the scale
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import lrn as m
@@ -83,6 +85,10 @@ class BatchNorm(Layer):
 
     def repeatable(self) -> bool:
         return True  # the module has `update`
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        channels = prod(ins[0][1:2])  # the batch's mean and deviation, and where torch puts its running ones
+        return Saved((0,), extra=4 * channels * item)
 
     @property
     def affine(self) -> bool:

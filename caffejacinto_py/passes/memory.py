@@ -19,10 +19,11 @@ HISTORY = {"SGD": 1, "Nesterov": 1, "AdaGrad": 1, "RMSProp": 1, "AdaDelta": 2, "
 
 @dataclass(frozen=True)
 class Kept:
-    """What one layer keeps for backward: whole storages, and bytes of its own (masks, indices)."""
+    """What one layer keeps for backward: whole storages, and bytes of its own (masks, indices). scratch: see Saved."""
 
     storages: frozenset[Value]
     extra: int = 0
+    scratch: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def kept(graph: Graph, root: dict[Value, Value], *, item: int = 4) -> list[Kept]
         ins, outs = [graph.shapes[v] for v in node.inputs], [graph.shapes[v] for v in node.outputs]
         saved = node.layer.saved(ins, outs, item)
         values = [node.inputs[i] for i in saved.inputs] + [node.outputs[i] for i in saved.outputs]
-        found.append(Kept(frozenset(root[v] for v in values), saved.extra))
+        found.append(Kept(frozenset(root[v] for v in values), saved.extra, saved.scratch))
     return found
 
 

@@ -1,0 +1,156 @@
+"""From a number of bytes to a planned net: what is left for activations, a schedule for it, or what would be enough."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from caffejacinto_py.engine.memory import strategies
+from caffejacinto_py.engine.memory.execute import Recompute
+from caffejacinto_py.engine.memory.schedule import Cost, Schedule, keep_all, simulate
+from caffejacinto_py.engine.memory.stages import Chain, chain_of
+from caffejacinto_py.engine.memory.strategies import Strategy
+from caffejacinto_py.errors import CaffeError, UsageError
+from caffejacinto_py.ir.graph import Graph
+from caffejacinto_py.passes.memory import Memory, account, batch_of, with_batch
+
+if TYPE_CHECKING:
+    from caffejacinto_py.engine.net import Net
+
+_UNITS = {"": 1, "B": 1}
+_UNITS |= {f"{p}B": 1000**i for i, p in enumerate("KMG", 1)} | {f"{p}iB": 1024**i for i, p in enumerate("KMG", 1)}
+_SPELT = {unit.upper(): factor for unit, factor in _UNITS.items()}
+
+
+class BudgetError(CaffeError):
+    """No schedule of the strategy fits the budget. Exit code 1: the files are in order, this machine is too small.
+
+    least: bytes that would be enough. batch: the largest batch size that fits, 0 where none does. stage: the last layer
+    of the stage that needs most.
+    """
+
+    def __init__(self, text: str, *, least: int, batch: int, stage: str, hint: str | None = None) -> None:
+        super().__init__(text, hint=hint)
+        self.least, self.batch, self.stage = least, batch, stage
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """A schedule of a net with what it costs. budget: bytes, None: no limit. memory: of the unplanned net; cost and
+    plain: activations with and without the schedule. batch: images of a pass."""
+
+    chain: Chain
+    schedule: Schedule
+    cost: Cost
+    plain: Cost
+    memory: Memory
+    batch: int
+    budget: int | None
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that do not depend on the schedule: weights, gradients, history."""
+        return self.memory.params + self.memory.gradients + self.memory.history
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the fullest moment of training."""
+        return self.fixed + self.cost.peak
+
+    @property
+    def ratio(self) -> float:
+        """Time of a pass against that of one with nothing run twice."""
+        return self.cost.seconds / self.plain.seconds if self.plain.seconds else 1.0
+
+
+def parse_bytes(text: str) -> int:
+    """ "1.5GiB", "512MiB", "800MB", "1000000" -> bytes. Raises UsageError."""
+    found = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", text)
+    factor = _SPELT.get(found[2].upper()) if found else None
+    count = round(float(found[1]) * factor) if found and factor else 0
+    if count < 1:
+        hint = "a number of bytes, or with a unit: 1.5GiB, 512MiB, 800MB"
+        raise UsageError(f"memory budget '{text}' is no number of bytes", hint=hint)
+    return count
+
+
+def in_units(count: int) -> str:
+    """Bytes for people, rounded up, so that what is said to be enough is enough."""
+    mib = -(-count * 10 // 1024**2) / 10
+    return f"{mib:.1f}MiB"
+
+
+def make_plan(
+    graph: Graph,
+    *,
+    budget: int | None = None,
+    strategy: Strategy = Strategy(),  # noqa: B008  # frozen
+    solver: str = "SGD",
+    item: int = 4,
+    fused: bool = True,
+    refine: Callable[[Chain], Chain] | None = None,
+) -> MemoryPlan:
+    """The plan of a TRAIN graph. budget: bytes for weights, gradients, history and activations; None: unlimited.
+
+    refine: replaces estimates of the chain (profile). Raises BudgetError.
+    """
+    memory = account(graph, solver=solver, item=item)
+    chain = chain_of(graph, item=item, fused=fused)
+    chain = refine(chain) if refine else chain
+    plain = simulate(chain, keep_all(chain))
+    made = MemoryPlan(chain, keep_all(chain), plain, plain, memory, batch_of(graph), budget)
+    if budget is None and strategy.name in ("rotor", "none"):
+        return made
+    left = plain.peak if budget is None else budget - made.fixed
+    found = strategies.find(chain, left, strategy)
+    made = MemoryPlan(chain, found.schedule, found.cost, plain, memory, made.batch, budget)
+    if budget is not None and not found.fits:
+        raise _too_small(graph, made, strategy, solver=solver, item=item, fused=fused)
+    return made
+
+
+def attach(net: Net, budget: int, *, strategy: Strategy = Strategy(), solver: str = "SGD") -> MemoryPlan:  # noqa: B008
+    """Plan a net that is to be trained, and let it run as planned. solver: its type. Raises BudgetError, UsageError."""
+    fused = net.hook is None
+    made = make_plan(net.graph, budget=budget, strategy=strategy, solver=solver, item=net.dtype.itemsize, fused=fused)
+    net.recompute = Recompute(net, made.chain, made.schedule)
+    return made
+
+
+def _too_small(
+    graph: Graph, best: MemoryPlan, strategy: Strategy, *, solver: str, item: int, fused: bool
+) -> BudgetError:
+    """The error for the schedule with the lowest peak, which is still too high."""
+    assert best.budget is not None
+    budget, stage = best.budget, best.chain.stages[best.cost.stage].name
+    text = f"a memory budget of {in_units(budget)} is too small: "
+    if budget <= best.fixed:
+        text += f"weights, gradients and history alone take {in_units(best.fixed)}"
+    else:
+        text += f"with '{strategy.name}' and batch {best.batch} the least is {in_units(best.peak)}"
+        text += f" ({in_units(best.fixed)} of it weights, gradients and history); most is needed at layer '{stage}'"
+    batch = _largest_batch(graph, best, strategy, item=item, fused=fused)
+    hint = f"give at least --memory-budget {in_units(best.peak)}"
+    if batch:
+        divisor = max(b for b in range(1, batch + 1) if best.batch % b == 0)
+        times = best.batch // divisor
+        hint += f", or batch_size {divisor} with {times} times the iter_size (the same update, but for BatchNorm)"
+        hint += "" if divisor == batch else f"; the largest batch that fits is {batch}"
+    return BudgetError(text, least=best.peak, batch=batch, stage=stage, hint=hint)
+
+
+def _largest_batch(graph: Graph, best: MemoryPlan, strategy: Strategy, *, item: int, fused: bool) -> int:
+    """The largest batch below the plan's that fits; activations grow with it in proportion."""
+    assert best.budget is not None
+    left = best.budget - best.fixed
+    guess = min(best.batch - 1, left * best.batch // max(1, best.cost.peak))
+    for batch in range(int(guess), max(0, int(guess) - 3), -1):
+        try:
+            smaller = with_batch(graph, batch)
+        except UsageError:
+            return 0
+        if strategies.find(chain_of(smaller, item=item, fused=fused), left, strategy).fits:
+            return batch
+    return 0

@@ -1,0 +1,195 @@
+"""A net as a chain of stages, for the planners: where it can be cut, what lives across each cut, what each stage keeps.
+
+A cut lies between two fast steps and is legal where no later step overwrites (in place) what lives across it. Its
+payload is the live set: nets with branches need no articulation points. Sizes come from shapes; times from
+multiply-accumulates and bytes, or from `profile.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from caffejacinto_py.engine.plan import Plan, Step, plan
+from caffejacinto_py.ir.graph import Graph, Node, Value
+from caffejacinto_py.passes.memory import Kept, kept, size_of, storages
+
+MOST_STAGES = 100  # more take the planners too long; then the least useful cuts are left out
+# For estimates of time; only their ratio matters. Two-core CPUs and small GPUs have about six operations a byte.
+_MACS_PER_SECOND, _BYTES_PER_SECOND = 30e9, 10e9
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps first..last-1 of `Plan.fast`. name: its last layer. forward, backward: seconds. fixed: is never run again.
+
+    transient, transient_back: bytes in use inside the stage, beyond what lives at its ends and what it keeps.
+    """
+
+    first: int
+    last: int
+    name: str
+    forward: float
+    backward: float
+    fixed: bool
+    keeps: frozenset[Value]
+    extra: int
+    transient: int
+    transient_back: int
+
+
+@dataclass(frozen=True)
+class Chain:
+    """L stages and the L + 1 places between them. frontiers: live storages there; gradients: live values that get a
+    gradient. sizes: bytes of each."""
+
+    stages: tuple[Stage, ...]
+    frontiers: tuple[frozenset[Value], ...]
+    gradients: tuple[frozenset[Value], ...]
+    sizes: Mapping[Value, int]
+
+    def __len__(self) -> int:
+        return len(self.stages)
+
+    def bytes(self, values: Iterable[Value]) -> int:
+        return sum(self.sizes[v] for v in values)
+
+    @property
+    def seconds(self) -> float:
+        """One pass with nothing run twice."""
+        return sum(s.forward + s.backward for s in self.stages)
+
+    def tape(self, k: int) -> int:
+        """Bytes that stage k adds to what lives before it, when it keeps everything for its gradient."""
+        stage = self.stages[k]
+        return self.bytes((stage.keeps | self.frontiers[k + 1]) - self.frontiers[k]) + stage.extra
+
+    def back(self, k: int) -> int:
+        """Bytes of gradients while stage k runs backward."""
+        return self.bytes(self.gradients[k] | self.gradients[k + 1]) + self.stages[k].transient_back
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One fast step as the planner sees it."""
+
+    step: Step
+    node: Node
+    outputs: tuple[Value, ...]
+    keep: Kept
+    forward: float
+    backward: float
+    fixed: bool
+
+
+def unfused(graph: Graph) -> Graph:
+    """The graph as a net with a hook runs it: no layer inside another."""
+    return graph.with_nodes([replace(n, absorbed=False) for n in graph.nodes])
+
+
+def chain_of(graph: Graph, *, item: int = 4, fused: bool = True, most: int = MOST_STAGES) -> Chain:
+    """The chain of a TRAIN graph. item: bytes of a number; fused: see `plan`; most: stages at most."""
+    graph = graph if fused else unfused(graph)
+    root = storages(graph)
+    works = _works(graph, plan(graph, fused=fused), root, item)
+    live = _live(graph, works)
+    roots = [frozenset(root[v] for v in values) for values in live]
+    sizes = {v: size_of(graph, v, item) for n in graph.nodes for v in n.outputs}
+    cuts = _legal(works, root, roots)
+    cuts = _fewer(cuts, [sum(sizes[v] for v in r) for r in roots], most)
+    makes = {v for w in works if w.step.backward for v in w.outputs}
+    if graph.force_backward:
+        makes |= {v for n in graph.nodes if n.layer.source for v in n.outputs}
+    grads = [values & makes for values in live]
+    stages = [_stage(works[a:b], a, roots[a : b + 1], grads[a : b + 1], sizes) for a, b in pairwise(cuts)]
+    return Chain(tuple(stages), tuple(roots[c] for c in cuts), tuple(grads[c] for c in cuts), sizes)
+
+
+def _works(graph: Graph, steps: Plan, root: Mapping[Value, Value], item: int) -> list[_Work]:
+    keeps = {n.name: k for n, k in zip(graph.nodes, kept(graph, dict(root), item=item), strict=True)}
+    behind = {n.inputs[0]: n for n in graph.nodes if n.absorbed}
+    found = []
+    for step in steps.fast:
+        node = step.node
+        outputs = node.outputs if step.affine is None else behind[node.outputs[0]].outputs
+        ins, outs = [graph.shapes[v] for v in node.inputs], [graph.shapes[v] for v in node.outputs]
+        moved = sum(size_of(graph, v, item) for v in (*node.inputs, *node.outputs))
+        forward = node.layer.macs(ins, outs) / _MACS_PER_SECOND + moved / _BYTES_PER_SECOND
+        backward = 2 * forward if step.backward else 0.0
+        fixed = bool(step.losses) or not node.layer.repeatable()
+        found.append(_Work(step, node, outputs, keeps[node.name], forward, backward, fixed))
+    return found
+
+
+def _live(graph: Graph, works: Sequence[_Work]) -> list[frozenset[Value]]:
+    """Values that live before each step and after the last."""
+    alive = set(graph.outputs)
+    found = [frozenset(alive)]
+    for work in reversed(works):
+        alive -= set(work.outputs)
+        alive |= set(work.node.inputs)
+        found.append(frozenset(alive))
+    found.reverse()
+    # a net output lives from where it is made
+    made: set[Value] = {v for n in graph.nodes if n.layer.source for v in n.outputs}
+    result = [found[0] & made]
+    for work, values in zip(works, found[1:], strict=True):
+        made |= set(work.outputs)
+        result.append(values & made)
+    return result
+
+
+def _legal(works: Sequence[_Work], root: Mapping[Value, Value], roots: Sequence[frozenset[Value]]) -> list[int]:
+    overwritten: set[Value] = set()
+    found = [len(works)]
+    for p in range(len(works) - 1, -1, -1):
+        node = works[p].node
+        if node.inplace is not None:
+            overwritten.add(root[node.inputs[node.inplace]])
+        if not overwritten & roots[p] or p == 0:
+            found.append(p)
+    return found[::-1]
+
+
+def _fewer(cuts: list[int], payload: Sequence[int], most: int) -> list[int]:
+    """At most `most` stages: cuts whose payload stands out most between its neighbours' go first."""
+    cuts = list(cuts)
+    while len(cuts) - 1 > most:
+        weight = [payload[c] + 1 for c in cuts]
+        worst = max(range(1, len(cuts) - 1), key=lambda i: weight[i] / min(weight[i - 1], weight[i + 1]))
+        del cuts[worst]
+    return cuts
+
+
+def _stage(
+    works: Sequence[_Work],
+    first: int,
+    roots: Sequence[frozenset[Value]],
+    grads: Sequence[frozenset[Value]],
+    sizes: Mapping[Value, int],
+) -> Stage:
+    """One stage of these steps. roots, grads: before each step and after the last."""
+
+    def total(values: Iterable[Value]) -> int:
+        return sum(sizes[v] for v in values)
+
+    keeps = frozenset().union(*(w.keep.storages for w in works))
+    ends = total(roots[0] | roots[-1] | keeps)
+    inside = max(total(a | b | keeps) for a, b in pairwise(roots))
+    # a blob that is read again later has a gradient already, to which this one is added
+    back = max(
+        total(a | b) + total(b & set(w.node.inputs)) + w.keep.scratch for w, a, b in zip(works, grads, grads[1:])
+    )
+    return Stage(
+        first=first,
+        last=first + len(works),
+        name=works[-1].node.name,
+        forward=sum(w.forward for w in works),
+        backward=sum(w.backward for w in works),
+        fixed=any(w.fixed for w in works),
+        keeps=keeps,
+        extra=sum(w.keep.extra for w in works),
+        transient=inside - ends,
+        transient_back=max(0, back - total(grads[0] | grads[-1])),
+    )
