@@ -12,12 +12,13 @@ import torch
 
 from caffejacinto_py.checking import check
 from caffejacinto_py.cli import main
+from caffejacinto_py.compress import quantize
 from caffejacinto_py.data.sources import Database
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.errors import CaffeError, LayerError, PrototxtError, WeightsError
 from caffejacinto_py.passes import prepare
 from caffejacinto_py.schema.datum import parse_datum
-from caffejacinto_py.schema.text import parse
+from caffejacinto_py.schema.text import dumps, parse
 from caffejacinto_py.schema.weights import read_model, write_model
 from caffejacinto_py.solver import Solver
 from tests.solver.helpers import assert_equal, make_db, make_solver, params
@@ -184,6 +185,23 @@ def test_number_types(folder: Path) -> None:
     torch.testing.assert_close(a.float(), b)
     wide.step(2)
     assert all(p.dtype == torch.float32 for ps in wide.net.params.values() for p in ps)
+
+
+def test_a_quantized_teacher_with_stored_ranges(folder: Path) -> None:
+    """It simulates its integers, and gives the same for the same batch whatever came before."""
+    plain = solver(folder).feed.next()
+    net = make_teacher(folder, "quantize: true\n" + TEACHER)
+    quantize.attach(net)
+    for k in range(3):
+        net({"data": plain["data"] * (1 + k / 10), "label": plain["label"]})
+    (folder / "teacher.prototxt").write_text(dumps(quantize.dump(net, fixed=True)))
+    run = solver(folder)
+    batch = run.feed.next()
+    assert not torch.equal(batch["teacher/ip"], plain["teacher/ip"])
+    torch.testing.assert_close(batch["teacher/ip"], plain["teacher/ip"], rtol=0, atol=0.1)
+    run.step(2)
+    assert run.feed.derive is not None
+    assert torch.equal(run.feed.derive(batch)["teacher/ip"], batch["teacher/ip"])
 
 
 def test_a_teacher_that_nobody_reads_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
