@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from caffejacinto_py.cli import options
+from caffejacinto_py.cli import options, time_precision
 from caffejacinto_py.errors import DataError, ManyErrors, UsageError
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 @options.data_shape
 @options.gpu
 @options.dialect
+@click.option("--precision", type=options.CommaList(), default=(), metavar="TYPE,TYPE",
+              help="Number types: fp32, fp16, bf16, fp64; several are compared. See docs/precision.md.")  # fmt: skip
 @options.threads
 @options.python_layers
 @options.log_level
@@ -41,15 +44,19 @@ def command(
     measured one by one, the whole net as it trains (in place where legal), which takes less than the sum of the layers.
     One batch is used again and again: reading data is not part of it.
 
+    --precision with one type: as in `train`. With several, the whole net is measured in each of them, in turns: times,
+    the measured ratio to the first one, and the bytes that a pass keeps for its gradient.
+
     JSON: {"name", "phase", "device", "iterations", "batch", "random_inputs", "layers": [{"name", "type", "forward_ms",
     "backward_ms", "share", "macs"}], "forward_ms", "backward_ms", "total_ms", "macs", "images_per_second"}; share: of
     the time of all layers, 0 to 1.
+    With several types: {"name", "phase", "device", "iterations", "batch", "random_inputs", "precisions": [{"precision",
+    "runs", "forward_ms", "backward_ms", "total_ms", "ratio", "kept_bytes"}]}.
     """
     import torch
 
     from caffejacinto_py.cli import devices
     from caffejacinto_py.cli.running import prepare_run
-    from caffejacinto_py.engine.net import Net
     from caffejacinto_py.engine.timing import time_layers, time_net
     from caffejacinto_py.solver.build import load_weights
 
@@ -58,11 +65,18 @@ def command(
     log = prepare_run(given)
     graph, random = _graph(model, solver, given, log)
     device = devices.pick(given["gpu"], log=log)
-    net = Net(graph, device=torch.device(device), seed=0)
-    load_weights([net], weights, tolerant=graph.dialect.ignore_shape_mismatch)
+    nets = _nets(graph, torch.device(device), given["precision"], log)
+    net = next(iter(nets.values()))
+    load_weights(list(nets.values()), weights, tolerant=graph.dialect.ignore_shape_mismatch)
     batch = _random_batch(net) if random else _first_batch(net)
     log.info("*** Benchmark begins ***")
     log.info("Testing for %d iterations.", iterations)
+    if len(nets) > 1:
+        facts = {"name": graph.name, "phase": net.phase, "batch": _batch_size(net), "random_inputs": random}
+        rows = time_precision.compare(nets, batch, iterations)
+        several = {**facts, "device": device, "iterations": iterations, "precisions": rows}
+        options.print_json(several) if as_json else click.echo(time_precision.render(several))
+        return 0
     forward, backward = time_net(net, batch, iterations)
     layers = time_layers(net, batch, iterations)
     found = _result(net, layers, forward, backward)
@@ -72,6 +86,20 @@ def command(
     else:
         click.echo(render(found))
     return 0
+
+
+def _nets(graph: Graph, device: torch.device, names: Sequence[str], log: Any) -> dict[str, Net]:
+    """The net in each of the types, with equal weights; "" is what the net says."""
+    from caffejacinto_py.engine.net import Net
+    from caffejacinto_py.engine.precision import DTYPES, choose
+
+    nets = {}
+    for name in names or ("",):
+        table, lines = choose(graph, device, name.lower() or None)
+        for line in (*table.notes, *lines):
+            log.warning("%s", line)
+        nets[name.lower()] = Net(graph, device=device, seed=0, dtype=DTYPES[table.base], types=table)
+    return nets
 
 
 def _graph(model: Path | None, solver: Path | None, given: dict[str, Any], log: Any) -> tuple[Graph, bool]:
@@ -148,7 +176,7 @@ def _result(net: Net, layers: list[LayerTime], forward: float, backward: float) 
                 "macs": t.node.layer.macs(ins, outs),
             }
         )
-    batch = next((s.shapes[0][0] for s in net.sources if s.shapes and s.shapes[0]), 0)
+    batch = _batch_size(net)
     return {
         "name": net.graph.name,
         "phase": net.phase,
@@ -160,6 +188,10 @@ def _result(net: Net, layers: list[LayerTime], forward: float, backward: float) 
         "macs": sum(row["macs"] for row in rows),
         "images_per_second": batch / (forward + backward),
     }
+
+
+def _batch_size(net: Net) -> int:
+    return next((s.shapes[0][0] for s in net.sources if s.shapes and s.shapes[0]), 0)
 
 
 def render(found: dict[str, Any]) -> str:

@@ -74,6 +74,27 @@ def test_time(folder: Path, capsys: Capture) -> None:
     assert result["batch"] == 4
 
 
+def test_time_compares_number_types(folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from caffejacinto_py.engine import precision
+
+    args = ["time", "--model", "net.prototxt", "--iterations", "2", "--precision"]
+    monkeypatch.setattr(precision, "missing", lambda kind, device: None)
+    assert main([*args, "fp32,bf16,fp64", "--json"]) == 0
+    rows = {r["precision"]: r for r in json.loads(capsys.readouterr().out)["precisions"]}
+    assert [rows[k]["runs"] for k in ("fp32", "bf16", "fp64")] == ["FLOAT", "FLOAT/BFLOAT16", "DOUBLE"]
+    assert rows["fp32"]["ratio"] == 1
+    assert 0 < rows["bf16"]["kept_bytes"] < rows["fp32"]["kept_bytes"] < rows["fp64"]["kept_bytes"]
+    monkeypatch.setattr(precision, "missing", lambda kind, device: "no way" if kind == "FLOAT16" else None)
+    assert main([*args, "fp32,fp16"]) == 0
+    out = capsys.readouterr()
+    assert re.search(r"^fp16 +FLOAT +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ KiB$", out.out, re.MULTILINE)
+    assert "FLOAT16: no way" in out.err
+    assert main([*args, "fp64"]) == 0
+    assert "Average Forward-Backward" in capsys.readouterr().out
+    assert main([*args, "fp32,fp8"]) == 2
+    assert "one of fp64, fp32, fp16, bf16" in capsys.readouterr().err
+
+
 def test_time_works_without_data(folder: Path, capsys: Capture) -> None:
     text = (folder / "net.prototxt").read_text()
     data = 'layer { name: "data" type: "Data" top: "data" top: "label" data_param { source: "absent" batch_size: 2 } }'
