@@ -36,6 +36,7 @@ _HEAD = ("layer", "op", "bits", "scale", "shift or multiplier", "acc bits", "dif
 @options.dialect
 @options.workers
 @options.threads
+@options.python_layers
 @options.log_level
 @options.as_json
 def command(model: Path, weights: tuple[str, ...], output: Path, verify: int, pixels: bool, as_json: bool,
@@ -92,7 +93,7 @@ def command(model: Path, weights: tuple[str, ...], output: Path, verify: int, pi
 def _open(model: Path, weights: Sequence[str], given: Mapping[str, Any], log: Any) -> Net:
     from caffejacinto_py.cli.running import open_net
 
-    return open_net(model, weights, {**given, "gpu": "-1", "python_layers": False}, log)
+    return open_net(model, weights, {**given, "gpu": "-1"}, log)
 
 
 def _blobs(net: Net) -> dict[str, list[np.ndarray]]:

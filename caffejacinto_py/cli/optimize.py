@@ -57,10 +57,11 @@ def command(model: Path, weights: tuple[str, ...], output: Path, keep_identity: 
     from caffejacinto_py.cli import outputs
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.passes.absorb import absorb
+    from caffejacinto_py.schema.upgrade import load_net
 
     log = prepare_run(given)
     files = outputs.pair(output, [model, *weights])
-    graph = _graph(model, given, log)
+    graph = open_graph(load_net(model), given, log)
     held = _weights(graph, weights)
     log.info("Optimizing Net %s", graph.name)
     done = absorb(graph, held, keep_identity=keep_identity, shared="keep" if keep_shared else "error")
@@ -92,16 +93,14 @@ def command(model: Path, weights: tuple[str, ...], output: Path, keep_identity: 
     return 0
 
 
-def _graph(model: Path, given: dict[str, Any], log: Any) -> Graph:
-    """The TEST net; its data is opened for shapes where it is there."""
+def open_graph(doc: Any, given: dict[str, Any], log: Any) -> Graph:
+    """The TEST net of a document; its data is opened for shapes where it is there."""
     from caffejacinto_py.checking import fit
     from caffejacinto_py.data import probe
     from caffejacinto_py.errors import InputError, ManyErrors, PrototxtError
     from caffejacinto_py.passes import prepare
     from caffejacinto_py.schema.dialect import resolve_dialect
-    from caffejacinto_py.schema.upgrade import load_net
 
-    doc = load_net(model)
     dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
     log.info("Dialect: %s (%s)", dialect.name, dialect.reason)
     state: dict[str, Any] = {"phase": "TEST", "level": given["level"], "stages": given["stage"], "dialect": dialect,

@@ -53,6 +53,7 @@ _FORMATS = {".caffemodel": "binaryproto", ".h5": "hdf5", ".hdf5": "hdf5"}
 @options.gpu
 @options.dialect
 @options.data_shape
+@options.python_layers
 @options.log_level
 @options.as_json
 def command(model: Path, weights: Path, output: Path | None, as_json: bool, **given: Any) -> int:
@@ -67,9 +68,8 @@ def command(model: Path, weights: Path, output: Path | None, as_json: bool, **gi
     ([smallest, largest] of its channels), "before", "after" (zeros), "count", "counted"}], "before", "after", "count"
     (of the counted layers)}.
     """
-    from caffejacinto_py.checking import fit
+    from caffejacinto_py.cli.optimize import open_graph
     from caffejacinto_py.compress import sparsity
-    from caffejacinto_py.schema.dialect import resolve_dialect
     from caffejacinto_py.schema.upgrade import load_net
     from caffejacinto_py.solver import logs
 
@@ -79,9 +79,7 @@ def command(model: Path, weights: Path, output: Path | None, as_json: bool, **gi
     files = _files(output or weights.with_name(f"{weights.stem}_threshold.caffemodel"))
     device = devices.pick(given["gpu"].split(",")[0] if given["gpu"] else None, log=log)
     doc = load_net(model)
-    dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
-    state: dict[str, Any] = {"level": given["level"], "stages": given["stage"], "dialect": dialect}
-    graph, _ = fit(doc, data_shape=given["data_shape"], phase="TEST", **state)
+    graph = open_graph(doc, given, log)
     stored = _read(weights, log)
     tensors = _tensors(graph, stored, given["also"], device)
     found = sparsity.find(graph, tensors, also=given["also"])

@@ -194,7 +194,8 @@ def aim(found: Sequence[Weight], target: float, limits: Limits, *, per_channel: 
         eligible = sum(w.kind is not None for w in counted)
         text = f"a sparsity of {target:g} cannot be reached: thresholding at most {MOST:g} of each layer "
         text += f"({MOST / 2:g} of those with few channels) gives {most:.3g}"
-        hint = f"{eligible} of {len(counted)} counted layers can be thresholded; the others are too small or 1x1"
+        hint = f"{eligible} of {len(counted)} counted layers can be thresholded"
+        hint += "; the others are too small or 1x1" if eligible < len(counted) else ""
         if limits.maxratio < 1 or limits.value_max < threshold.INF:
             hint += "; the limits of the threshold (maxratio, value_max) may be too low"
         raise CaffeError(text, hint=hint)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -182,3 +183,48 @@ def test_files_that_do_not_fit(capsys: Capture) -> None:
     write_model("w.caffemodel", ModelFile("other", [LayerBlobs("konv1", "Convolution", [np.zeros(3, np.float32)])]))
     assert main(ARGS) == 3
     assert "has no weights for layer 'conv1'" in capsys.readouterr().err
+
+
+FED = """
+layer { name: "data" type: "HDF5Data" top: "data" hdf5_data_param { source: "list.txt" batch_size: 2 } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 32 kernel_size: 3 } }
+"""
+HALF = """
+layer { name: "half" type: "Python" bottom: "conv" top: "half" python_param { module: "halved" layer: "Half" } }
+"""
+HALVED = """
+import caffe
+class Half(caffe.Layer):
+    def setup(self, bottom, top): pass
+    def reshape(self, bottom, top): top[0].reshape(*bottom[0].data.shape)
+    def forward(self, bottom, top): top[0].data[...] = bottom[0].data / 2
+    def backward(self, top, down, bottom): pass
+"""
+
+
+def test_the_data_say_their_shape(capsys: Capture, here: Path) -> None:
+    """As for optimize: a data layer that can be opened need not be described with --data-shape."""
+    with h5py.File("one.h5", "w") as f:
+        f["data"] = np.zeros((4, 5, 9, 9), np.float32)
+    (here / "list.txt").write_text("one.h5\n")
+    (here / "net.prototxt").write_text(FED)
+    weights = np.random.default_rng(0).normal(size=(32, 5, 3, 3)).astype(np.float32)
+    layers = [LayerBlobs("conv", "Convolution", [weights, np.zeros(32, np.float32)])]
+    write_model("w.caffemodel", ModelFile("n", layers))
+    assert run(capsys, "--target", "0.4")["after"] >= 0.4 * weights.size
+    (here / "list.txt").unlink()
+    assert main([*ARGS, "--target", "0.4"]) == 3
+    assert run(capsys, "--target", "0.4", "--data-shape", "5,9,9")["after"] >= 0.4 * weights.size
+
+
+def test_python_layers_need_leave(capsys: Capture, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(here))
+    (here / "halved.py").write_text(HALVED)
+    data = 'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 5 dim: 9 dim: 9 } } }'
+    (here / "net.prototxt").write_text(data + FED.partition("batch_size: 2 } }")[2] + HALF)
+    weights = [np.ones((32, 5, 3, 3), np.float32), np.zeros(32, np.float32)]
+    write_model("w.caffemodel", ModelFile("n", [LayerBlobs("conv", "Convolution", weights)]))
+    assert main(ARGS) == 3
+    assert "--allow-python-layers" in capsys.readouterr().err
+    assert main([*ARGS, "--allow-python-layers"]) == 0
