@@ -17,7 +17,10 @@ from tests.conftest import shared
 Capture = pytest.CaptureFixture[str]
 
 # C++ Caffe refuses this file too: its text parser does not accept a field given twice
-REFUSED = "tidsp_caffe-jacinto/models/bvlc_alexnet/solver.prototxt"
+REFUSED = {  # broken themselves
+    "tidsp_caffe-jacinto/models/bvlc_alexnet/solver.prototxt",  # max_iter twice
+    "NeuromorphicProcessorProject_ADaPTION/examples/create_prototxt/layers/layer_base.prototxt",  # reads what nobody makes
+}
 
 
 def test_good_files(folder: Path, capsys: Capture) -> None:
@@ -156,7 +159,7 @@ def test_every_real_file_made_of_registered_layers(capsys: Capture) -> None:
         else:
             missing += 1
             good = any(r.unknown_types for r in reports)
-        if good == (row["file"] == REFUSED):
+        if good == (row["file"] in REFUSED):
             bad.append((row["file"], [(r.status, [str(e) for e in r.errors[:2]]) for r in reports]))
     with capsys.disabled():
         print(f"\ncheck: {nets} nets and {solvers} solvers; {missing} nets use layers that are not registered")
