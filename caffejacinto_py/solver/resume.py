@@ -111,7 +111,7 @@ class Resumable:
         if self.device.type == "cuda":
             arrays["rng/cuda"] = torch.cuda.get_rng_state(self.device).numpy()
         for name, buffer in self.net.named_buffers():
-            arrays[f"buffer/{name}"] = buffer.detach().cpu().numpy()
+            arrays[_key(name)] = buffer.detach().cpu().numpy()
         for i, net in enumerate([self.net, *self.test_nets]):
             if net.hook is not None:
                 arrays |= {f"hook/{i}/{name}": array for name, array in net.hook.state().items()}
@@ -170,7 +170,7 @@ class Resumable:
             self.losses.reset([float(v) for v in meta["losses"]])
             with torch.no_grad():
                 for name, buffer in self.net.named_buffers():
-                    buffer.copy_(torch.from_numpy(arrays[f"buffer/{name}"]))
+                    buffer.copy_(torch.from_numpy(arrays[_key(name)]))
         except (KeyError, TypeError, ValueError, RuntimeError) as e:
             raise CaffeError(f"the side file of this state does not fit this net: {e}") from e
         if self.param.random_seed >= 0 and self.param.random_seed != seed:
@@ -203,3 +203,9 @@ class Resumable:
         if not self._restored:
             self.losses.reset()
         self._restored = False
+
+
+def _key(buffer: str) -> str:
+    """The name of a buffer in a side file, without the wrappers that engine/precision.py puts around modules: a run in
+    float16 can go on in float32."""
+    return f"buffer/{buffer.replace('.inner.', '.')}"

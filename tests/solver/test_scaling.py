@@ -29,6 +29,7 @@ layer {{ name: 'in' type: 'DummyData' top: 'data' top: 'target' top: 'label' dum
   data_filler {{ type: 'constant' value: 2 }} }} }}
 layer {{ name: 'conv' type: 'Convolution' bottom: 'data' top: 'conv'
   convolution_param {{ num_output: 4 kernel_size: 3 weight_filler {{ type: 'xavier' }} }} }}
+{norm}
 layer {{ name: 'ip' type: 'InnerProduct' bottom: 'conv' top: 'ip'
   inner_product_param {{ num_output: 5 weight_filler {{ type: 'xavier' }} }} }}
 layer {{ name: 'loss' top: 'loss' {loss} }}
@@ -42,8 +43,8 @@ def every_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "missing", lambda kind, device: None)
 
 
-def solver(head: str = "", fields: str = "", loss: str = "EuclideanLoss", **options: Any) -> Solver:
-    net = NET.format(head=head, loss=LOSSES[loss])
+def solver(head: str = "", fields: str = "", loss: str = "EuclideanLoss", norm: str = "", **options: Any) -> Solver:
+    net = NET.format(head=head, loss=LOSSES[loss], norm=norm)
     base = "base_lr: 0.05 lr_policy: 'fixed' momentum: 0.9 max_iter: 100 random_seed: 3 solver_mode: CPU"
     text = f"net_param {{ {net} }} {base} {fields}"
     torch.manual_seed(0)
@@ -151,6 +152,25 @@ def test_it_is_shown_and_resumed(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     s.step(2)
     again.step(2)
     assert all(torch.equal(a, b) for a, b in zip(s.net.parameters(), again.net.parameters()))
+
+
+@pytest.mark.usefixtures("every_type")
+@pytest.mark.parametrize(("first", "then"), [("fp16", "fp32"), ("fp32", "bf16"), ("fp32", "fp64"), ("fp64", "fp32")])
+def test_a_run_goes_on_in_another_type(first: str, then: str, tmp_path: Path) -> None:
+    """A GPU's run on a CPU that lacks the type, say. NVCaffe's BatchNorm has a buffer that counts passes."""
+    fields = f"snapshot_prefix: '{tmp_path}/s'"
+    norm = "layer { name: 'bn' type: 'BatchNorm' bottom: 'conv' top: 'conv' }"
+    one = solver("", fields, norm=norm, precision=first, dialect="nvcaffe")
+    one.step(3)
+    _, state = one.snapshot()
+    two = solver("", fields, norm=norm, precision=then, dialect="nvcaffe")
+    two.restore(state)
+    assert two.iter == 3
+    passes = [b for name, b in two.net.named_buffers() if name.endswith("passes")]
+    assert [int(p) for p in passes] == [3]
+    for a, b in zip(one.net.parameters(), two.net.parameters(), strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=1e-6, atol=1e-7)
+    two.step(1)
 
 
 @pytest.mark.usefixtures("every_type")
