@@ -19,6 +19,7 @@ VERBS: dict[str, str] = {
     "time": "Measure each layer's forward and backward time.",
     "check": "Check nets and solvers without data or weights.",
     "summary": "List the layers of a net with shapes, parameters and MACs.",
+    "plan": "Plan training in little memory: what is kept for backward, and what is computed again.",
     "device_query": "Show the GPUs that can be used.",
     "convert_imageset": "Make an LMDB from a list of images.",
     "convert_mnist_data": "Make an LMDB from MNIST's idx files.",

@@ -42,6 +42,9 @@ _EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
     type=options.FILE,
     help="Write a JSON line per event to this file; 'none': nowhere.  [default: SNAPSHOT_PREFIX_metrics.jsonl]",
 )
+@click.option("--memory-budget", metavar="BYTES", help="Train within 1.5GiB, 800MB, ...: compute blobs again.")
+@click.option("--memory-strategy", metavar="rotor|revolve|sequential[:S]|none",
+              help="For --memory-budget: how to choose what is computed again.  [default: rotor]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the nets and the plan; touch no data, write nothing.")
 @options.log_level
 @options.as_json
@@ -53,7 +56,7 @@ def command(solver: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
 
     JSON: {"iter", "max_iter", "stopped", "loss" (smoothed, or null), "tests": [{"net", output: mean}], "model", "state"
     (last snapshot, or null), "seconds"}. With --dry-run: {"solver": fields, "dialect", "sparsity": lines, "nets": as
-    `summary` gives them, each with "quantization": lines}.
+    `summary` gives them, each with "quantization" and "memory": lines}.
     """
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.schema.edit import set_field
@@ -108,10 +111,11 @@ def _start(param: Any, given: dict[str, Any], log: Any) -> tuple[str | None, tup
 def _train(
     doc: Document, resume: str | None, weights: tuple[str, ...], given: dict[str, Any], as_json: bool, log: Any
 ) -> int:
-    from caffejacinto_py.cli import devices
+    from caffejacinto_py.cli import devices, memory
     from caffejacinto_py.cli.running import Remember
     from caffejacinto_py.solver import Solver
 
+    limits = memory.limits(given)
     mode = type(doc.message).SolverMode.Name(doc.message.solver_mode)
     device = devices.pick(given["gpu"], solver_mode=mode, log=log)
     log.info("Use %s.", "CPU" if device == "cpu" else device)
@@ -131,6 +135,7 @@ def _train(
         precision=given["precision"],
     )
 
+    memory.attach_to(run, limits, log)
     run.metrics = seen = Remember(_metrics(run.param, given["metrics"]))
     started = time.perf_counter()
     run.solve(resume)
@@ -166,6 +171,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
     from google.protobuf.json_format import MessageToDict
 
     from caffejacinto_py.checking import fit
+    from caffejacinto_py.cli import memory
     from caffejacinto_py.cli.compression import quantized_lines, sparse_lines
     from caffejacinto_py.cli.summary import describe, render
     from caffejacinto_py.passes.precision import describe as precise
@@ -193,9 +199,11 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
         graph, shape = fit(source.doc, phase=phase, level=source.level, stages=source.stages, **shared)
         table = resolve(graph, given["precision"])
         lines = [] if table.plain else precise(table)
-        found.append(
-            {**describe(graph), "data_shape": shape, "precision": lines, "quantization": quantized_lines(graph)}
-        )
+        quantized = quantized_lines(graph)
+        bounds = memory.limits(given) if phase == "TRAIN" else None
+        bytes_ = memory.planned(graph, bounds, solver=param.type, fused=not quantized)
+        more = {"data_shape": shape, "precision": lines, "quantization": quantized, "memory": bytes_}
+        found.append({**describe(graph), **more})
         sparse = sparse_lines(param, graph, where) if phase == "TRAIN" else sparse
     if as_json:
         fields = MessageToDict(param, preserving_proto_field_name=True)
@@ -207,7 +215,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
             click.echo(
                 f"Data is taken as {'x'.join(map(str, net['data_shape']))} here; it is opened when training starts."
             )
-        click.echo("\n".join([*net["precision"], *net["quantization"], ""]))
+        click.echo("\n".join([*net["precision"], *net["quantization"], *net["memory"], ""]))
     click.echo("\n".join([*_lines(param, dialect.name), *sparse]))
     return 0
 

@@ -43,3 +43,94 @@ def test_summary_memory_refuses(folder: Path, capsys: Capture) -> None:
     assert main(["summary", "net.prototxt", "--memory", "--solver=odd.prototxt"]) == 3
     assert re.search(r"odd.prototxt:\d+:\d+: error: .*'Adma'(.|\n)*'Adam'", capsys.readouterr().err)
     assert main(["summary", "net.prototxt", "--memory", "--batch=0"]) == 2
+
+
+def test_plan_lists_stages_and_choices(folder: Path, capsys: Capture) -> None:
+    assert main(["plan", "net.prototxt", "--batch=64"]) == 0
+    out = capsys.readouterr().out
+    assert "tiny, batch 64" in out
+    assert re.search(r"^ +0 +relu ", out, re.MULTILINE)
+    assert re.search(r"loss .*never run again$", out, re.MULTILINE)
+    assert re.search(r"^ +budget +activations +time$", out, re.MULTILINE)
+    assert main(["plan", "--solver=solver.prototxt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["batch"], found["budget"], found["ratio"]) == (4, None, 1)
+    assert found["fixed"] == 3 * 4 * 864
+    assert found["choices"][0]["peak"] == found["plain"]["peak"]
+    assert found["stages"][0]["name"] == "relu"
+
+
+def test_plan_with_a_budget(folder: Path, capsys: Capture) -> None:
+    args = ["plan", "net.prototxt", "--batch=64", "--json"]
+    assert main(args) == 0
+    choice = json.loads(capsys.readouterr().out)["choices"][-1]
+    for strategy in ("rotor", "sequential:2", "revolve"):
+        assert main([*args, f"--memory-budget={choice['budget'] + 20000}", f"--strategy={strategy}"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["fixed"] + found["planned"]["peak"] <= found["budget"]
+        assert found["ratio"] >= 1
+    assert "[" in found["schedule"]
+    assert main([*args[:-1], "--profile", f"--memory-budget={choice['budget'] + 20000}"]) == 0
+    assert "of the unplanned" in capsys.readouterr().out
+
+
+def test_plan_refuses(folder: Path, capsys: Capture) -> None:
+    assert main(["plan"]) == 2
+    assert main(["plan", "net.prototxt", "--solver=solver.prototxt"]) == 2
+    assert main(["plan", "net.prototxt", "--memory-budget=lots"]) == 2
+    assert "'lots' is no number of bytes" in capsys.readouterr().err
+    assert main(["plan", "net.prototxt", "--strategy=best"]) == 2
+    assert main(["plan", "net.prototxt", "--memory-budget=1000"]) == 1
+    err = capsys.readouterr().err
+    assert "weights, gradients and history alone take" in err
+    assert "give at least --memory-budget" in err
+    assert main(["plan", "net.prototxt", "--strategy=none", "--memory-budget=11kB"]) == 1
+    assert re.search(r"batch 4 the least is .* most is needed at layer", capsys.readouterr().err)
+
+
+def test_the_table_of_resnets(capsys: Capture) -> None:
+    """Activations in MiB as computed elsewhere from torchvision's nets: within 1 %."""
+    assert main(["plan", "--table", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    for name, weights, *activations in (
+        ("ResNet-18", 44.6, 21, 169, 106, 850),
+        ("ResNet-34", 83.2, 31, 246, 155, 1240),
+        ("ResNet-50", 97.5, 82, 656, 415, 3315),
+        ("ResNet-101", 169.9, 121, 968, 619, 4947),
+        ("ResNet-152", 229.6, 170, 1354, 868, 6939),
+    ):
+        assert rows[name]["params"] / 2**20 == pytest.approx(weights, rel=0.01)
+        found = [n / 2**20 for n in rows[name]["activations"].values()]
+        assert found == pytest.approx(activations, rel=0.01, abs=0.6)
+        assert rows[name]["state"] / 2**20 == pytest.approx(3 * weights, rel=0.01)
+
+
+def test_the_table_of_a_net(folder: Path, capsys: Capture) -> None:
+    assert main(["plan", "net.prototxt", "--table"]) == 0
+    assert re.search(r"^tiny +0 ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_training_within_a_budget_gives_the_same_snapshot(folder: Path, capsys: Capture) -> None:
+    """Also of a net whose quantization is simulated."""
+    for quantize in (False, True):
+        net = Path("net.prototxt").read_text()
+        Path("net.prototxt").write_text(net + "quantize: true\n" if quantize else net)
+        assert main(["plan", "--solver=solver.prototxt", "--json"]) == 0
+        least = json.loads(capsys.readouterr().out)["choices"][-1]["budget"]
+        assert main(["train", "--solver=solver.prototxt"]) == 0
+        plain = Path("snap_iter_4.caffemodel").read_bytes()
+        budget = f"--memory-budget={least + 20000}"
+        assert main(["train", "--solver=solver.prototxt", budget, "--memory-strategy=sequential:2"]) == 0
+        assert "Memory: planned" in capsys.readouterr().err
+        assert Path("snap_iter_4.caffemodel").read_bytes() == plain
+
+
+def test_train_refuses_a_budget(folder: Path, capsys: Capture) -> None:
+    assert main(["train", "--solver=solver.prototxt", "--memory-budget=0"]) == 2
+    assert main(["train", "--solver=solver.prototxt", "--memory-strategy=none"]) == 2
+    assert "goes with --memory-budget" in capsys.readouterr().err
+    assert main(["train", "--solver=solver.prototxt", "--memory-budget=5kB"]) == 1
+    assert "too small" in capsys.readouterr().err
+    assert not list(Path().glob("snap*"))
+    assert main(["train", "--solver=solver.prototxt", "--memory-budget=1MB", "--dry-run"]) == 0
+    assert "Memory: planned" in capsys.readouterr().out

@@ -1,0 +1,242 @@
+"""`caffejacinto plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from caffejacinto_py.cli import options
+from caffejacinto_py.errors import UsageError
+
+if TYPE_CHECKING:
+    from caffejacinto_py.engine.memory.budget import MemoryPlan
+    from caffejacinto_py.engine.memory.stages import Chain
+    from caffejacinto_py.ir.graph import Graph
+
+SHARES = (1.0, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2)
+TABLE = ((1, 224), (8, 224), (1, 500), (8, 500))  # batch, image size
+
+
+@click.command()
+@click.argument("model", required=False, type=options.FILE)
+@click.option(
+    "--solver", type=options.FILE, help="A solver: its training net is planned, its type decides the history."
+)
+@click.option("--memory-budget", metavar="BYTES", help="What training may take, such as 1.5GiB, 512MiB, 800MB.")
+@click.option("--strategy", default="rotor", show_default=True, metavar="rotor|revolve|sequential[:S]|none",
+              help="How to choose what is computed again.")  # fmt: skip
+@click.option("--batch", type=click.IntRange(min=1), help="Batch size, in place of the net's.")
+@click.option("--profile", is_flag=True, help="Measure times and bytes of the stages here, on random inputs.")
+@click.option("--table", is_flag=True, help="Bytes by batch and image size instead; of ResNet-18 to 152 without MODEL.")
+@options.state
+@options.data_shape
+@options.threads
+@options.as_json
+def command(
+    model: Path | None,
+    solver: Path | None,
+    memory_budget: str | None,
+    strategy: str,
+    batch: int | None,
+    profile: bool,
+    table: bool,
+    as_json: bool,
+    **given: Any,
+) -> int:
+    """Plan training in little memory: what is kept for backward, and what is computed again.
+
+    MODEL is a net, text; its data is not opened. Without --memory-budget: the stages, and what budgets would cost. With
+    it also the schedule: stage numbers, [those in brackets] are run again in backward; predicted peak and time. `train
+    --memory-budget` runs that schedule. Exit code 1 where no schedule fits: the message names the least budget, the
+    largest batch and the layer that needs most. See docs/memory.md.
+
+    JSON: {"name", "batch", "strategy", "budget", "fixed" (weights, gradients, history), "plain" and "planned":
+    {"peak", "kept", "seconds", "forwards"}, "ratio" (of time), "schedule", "stages": [{"name", "first", "last" (steps),
+    "fixed" (never run again), "live", "tape", "forward", "backward"}], "choices": [{"budget", "peak", "ratio"}]};
+    bytes and seconds, estimated ones unless --profile. With --table: {"rows": [{"name", "params", "state",
+    "activations": {"b1@224": bytes, ...}}]}.
+    """
+    if table:
+        return _table(model, given["data_shape"], as_json)
+    if (model is None) == (solver is None):
+        raise UsageError("which net? give MODEL or --solver, not both", hint="caffejacinto plan train_val.prototxt")
+    from caffejacinto_py.engine.memory import strategies
+    from caffejacinto_py.engine.memory.budget import make_plan, parse_bytes
+    from caffejacinto_py.passes.memory import with_batch
+
+    chosen = strategies.parse(strategy)
+    budget = None if memory_budget is None else parse_bytes(memory_budget)
+    graph, kind = _graph(model, solver, given)
+    if batch is not None:
+        graph = with_batch(graph, batch)
+    refine = _profiler(graph, given["threads"]) if profile else None
+    made = make_plan(graph, budget=budget, strategy=chosen, solver=kind, refine=refine)
+    found = describe(made, graph, strategy)
+    if as_json:
+        options.print_json(found)
+    else:
+        click.echo(render(found))
+    return 0
+
+
+def _graph(model: Path | None, solver: Path | None, given: dict[str, Any]) -> tuple[Graph, str]:
+    """The TRAIN graph and the type of the solver."""
+    from caffejacinto_py.checking import fit
+    from caffejacinto_py.schema.dialect import resolve_dialect
+    from caffejacinto_py.schema.upgrade import load_net, load_solver
+    from caffejacinto_py.solver import settings
+    from caffejacinto_py.solver.nets import NetFiles, train_source
+
+    state: dict[str, Any] = {"phase": "TRAIN", "level": given["level"], "stages": given["stage"]}
+    if model is not None:
+        return fit(load_net(model), data_shape=given["data_shape"], **state)[0], "SGD"
+    doc = load_solver(str(solver))
+    where = lambda *path: doc.locs.find(path)  # noqa: E731
+    source = train_source(doc.message, where, NetFiles(where), level=given["level"] or None, stages=given["stage"])
+    dialect = resolve_dialect(source.doc.message, doc.message)
+    settings.check(doc.message, where, dialect)
+    state |= {"level": source.level, "stages": source.stages, "dialect": dialect}
+    return fit(source.doc, data_shape=given["data_shape"], **state)[0], str(doc.message.type)
+
+
+def _profiler(graph: Graph, threads: int | None) -> Any:
+    import torch
+
+    from caffejacinto_py.cli.time import _random_batch
+    from caffejacinto_py.engine.memory.profile import profile
+    from caffejacinto_py.engine.net import Net
+
+    if threads:
+        torch.set_num_threads(threads)
+    net = Net(graph, seed=0)
+    batch = _random_batch(net)
+    return lambda chain: profile(net, chain, batch)
+
+
+def describe(made: MemoryPlan, graph: Graph, strategy: str) -> dict[str, Any]:
+    """A plan as JSON knows it."""
+    from dataclasses import asdict
+
+    from caffejacinto_py.engine.memory.schedule import text
+
+    chain = made.chain
+    stages = [
+        {
+            "name": s.name,
+            "first": s.first,
+            "last": s.last,
+            "fixed": s.fixed,
+            "live": chain.bytes(chain.frontiers[k + 1]),
+            "tape": chain.tape(k),
+            "forward": s.forward,
+            "backward": s.backward,
+        }
+        for k, s in enumerate(chain.stages)
+    ]
+    return {
+        "name": graph.name,
+        "batch": made.batch,
+        "strategy": strategy,
+        "budget": made.budget,
+        "fixed": made.fixed,
+        "plain": asdict(made.plain),
+        "planned": asdict(made.cost),
+        "ratio": made.ratio,
+        "schedule": text(chain, made.schedule),
+        "stages": stages,
+        "choices": [] if made.budget is not None or strategy != "rotor" else _choices(made, chain),
+    }
+
+
+def _choices(made: MemoryPlan, chain: Chain) -> list[dict[str, Any]]:
+    """What budgets would cost: shares of the activations, and the least."""
+    from caffejacinto_py.engine.memory import rotor
+
+    table = rotor.solve(chain)
+    costs = [rotor.within(table, int(made.plain.peak * share)) for share in SHARES]
+    found = [cost for _, cost in filter(None, costs)]
+    least = rotor.least(table)[1]
+    if found[-1].peak > least.peak:
+        found.append(least)
+    plain = made.plain.seconds or 1.0
+    return [{"budget": made.fixed + c.peak, "peak": c.peak, "ratio": c.seconds / plain} for c in found]
+
+
+def render(found: dict[str, Any]) -> str:
+    """The plan as the terminal shows it."""
+    rows = [("stage", "last layer", "live behind it", "kept", "forward ms", "backward ms", "")]
+    for k, s in enumerate(found["stages"]):
+        times = (f"{s['forward'] * 1e3:.2f}", f"{s['backward'] * 1e3:.2f}")
+        note = "never run again" if s["fixed"] else ""
+        rows.append((str(k), s["name"], options.size(s["live"]), options.size(s["tape"]), *times, note))
+    plain, planned = found["plain"], found["planned"]
+    lines = [
+        f"{found['name'] or 'net'}, batch {found['batch']}",
+        options.table(rows, "rlrrrrl"),
+        f"weights, gradients, history  {options.size(found['fixed'])}",
+        f"activations, unplanned       {options.size(plain['peak'])} at most, {options.size(plain['kept'])} kept",
+        f"all, unplanned               {options.size(found['fixed'] + plain['peak'])}",
+    ]
+    if found["budget"] is not None or found["strategy"] != "rotor":
+        lines += [
+            f"schedule ({found['strategy']})  {found['schedule']}",
+            f"activations, planned         {options.size(planned['peak'])} at most, "
+            f"{options.size(planned['kept'])} kept",
+            f"all, planned                 {options.size(found['fixed'] + planned['peak'])}",
+            f"time of a pass               {found['ratio']:.3f} of the unplanned, "
+            f"{planned['forwards']} stage forwards for {len(found['stages'])} stages",
+        ]
+    if found["choices"]:
+        cells = [
+            (
+                options.size(c["budget"]),
+                options.size(c["peak"]),
+                f"{100 * c['peak'] / plain['peak']:.0f}%",
+                f"{c['ratio']:.3f}",
+            )
+            for c in found["choices"]
+        ]
+        lines += ["", options.table([("budget", "activations", "", "time"), *cells], "rrrr")]
+    return "\n".join(lines)
+
+
+def _table(model: Path | None, data_shape: tuple[int, ...] | None, as_json: bool) -> int:
+    """--table: weights, their state and activations for batches and image sizes."""
+    from caffejacinto_py.checking import fit
+    from caffejacinto_py.engine.memory.resnets import BLOCKS, resnet
+    from caffejacinto_py.passes import prepare
+    from caffejacinto_py.passes.memory import account, with_batch
+    from caffejacinto_py.schema.upgrade import load_net
+
+    graphs: dict[str, dict[str, Any]] = {}
+    if model is None:
+        for depth in BLOCKS:
+            made = {f"b{b}@{s}": prepare(resnet(depth, batch=b, size=s), phase="TRAIN") for b, s in TABLE}
+            graphs[f"ResNet-{depth}"] = made
+    else:
+        graph, _ = fit(load_net(model), phase="TRAIN", data_shape=data_shape)
+        graphs[graph.name or "net"] = {f"b{b}": with_batch(graph, b) for b in (1, 2, 4, 8, 16, 32, 64)}
+    rows: list[dict[str, Any]] = []
+    for name, made in graphs.items():
+        found = {label: account(g) for label, g in made.items()}
+        first = next(iter(found.values()))
+        state = first.params + first.gradients + first.history
+        saved = {label: m.saved for label, m in found.items()}
+        rows.append({"name": name, "params": first.params, "state": state, "activations": saved})
+    if as_json:
+        options.print_json({"rows": rows})
+        return 0
+    labels = list(rows[0]["activations"])
+    head = ("net", "weights", "+ gradients, history", *(f"act {x}" for x in labels), *(f"all {x}" for x in labels))
+    lines = [head]
+    for row in rows:
+        acts = list(row["activations"].values())
+        cells = [row["params"], row["state"], *acts, *(row["state"] + a for a in acts)]
+        lines.append((row["name"], *(f"{c / 2**20:.0f}" for c in cells)))
+    click.echo(
+        "MiB, float32, SGD with momentum; act: activations kept for backward\n"
+        + options.table(lines, "l" + "r" * (len(head) - 1))
+    )
+    return 0
