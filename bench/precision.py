@@ -1,10 +1,10 @@
 """Training steps in 16 bits against float32, and whether the loss goes the same way.
 
-jacintonet11v2 (models/jacintonet11v2_cifar10) through our Solver, on images made of ten patterns and noise, new ones in
-each iteration and the same for every type. First steps in turns, in rotating order: the ratio is taken per round, the
-median is shown. Then `--iterations` of training from equal weights: the mean loss of the last tenth, and how far it is
-from float32's. A type that the machine has no instructions for runs in float32, as in `train`; `--force` computes in it
-all the same, slowly, for the losses.
+A net of models/ (`--net`, those of bench/train.py with 10 classes) through our Solver, on images made of ten patterns
+and noise, new ones in each iteration and the same for every type. First steps in turns, in rotating order: the ratio is
+taken per round, the median is shown. Then `--iterations` of training from equal weights: the mean loss of the last
+tenth, and how far it is from float32's. A type that the machine has no instructions for runs in float32, as in `train`;
+`--force` computes in it all the same, slowly, for the losses.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from caffejacinto_py.schema import pb
 from caffejacinto_py.solver import Solver
 from caffejacinto_py.solver.feed import Feed
 
-CASE = CASES["jacintonet11v2"]
+NETS = ("jacintonet11v2", "lenet", "cifar10_quick")
 
 
 class Patterns(Feed):
     """Images of ten classes: a pattern each, and noise. A pure function of the batch's number."""
 
     batch_size = 64
+    case = CASES[NETS[0]]
 
     def next(self) -> dict[str, Tensor]:
         self.number = getattr(self, "number", -1) + 1
         fixed = torch.Generator().manual_seed(0)
-        patterns = torch.rand(CASE.classes, *CASE.shape, generator=fixed) * 60
+        case, span = self.case, self.case.high - self.case.low
+        patterns = torch.rand(case.classes, *case.shape, generator=fixed) * span / 4
         draw = torch.Generator().manual_seed(1 + self.number)
-        label = torch.randint(CASE.classes, (self.batch_size,), generator=draw)
-        data = 100 + patterns[label] + 40 * torch.randn(self.batch_size, *CASE.shape, generator=draw)
+        label = torch.randint(case.classes, (self.batch_size,), generator=draw)
+        noise = torch.randn(self.batch_size, *case.shape, generator=draw) * span / 6
+        data = case.low + span / 3 + patterns[label] + noise
         self.last = {"data": data, "label": label}
         return self.last
 
@@ -46,11 +49,11 @@ class Patterns(Feed):
 def solver(kind: str, options: argparse.Namespace) -> Solver:
     param = pb.SolverParameter(base_lr=10 * LR, lr_policy="fixed", momentum=MOMENTUM, weight_decay=0.0005, type="SGD")
     param.random_seed, param.max_iter = 1, 1
-    param.net_param.CopyFrom(our_message(CASE, options.batch, dropout=False))
+    param.net_param.CopyFrom(our_message(CASES[options.net], options.batch, dropout=False))
     made = Solver(param, device=options.device, precision=kind, dialect="jacinto", workers=0)
     made.feed.close()
     made.feed = Patterns(made.net, seed=1)
-    made.feed.batch_size = options.batch
+    made.feed.batch_size, made.feed.case = options.batch, CASES[options.net]
     return made
 
 
@@ -108,6 +111,7 @@ def losses(kinds: list[str], options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", choices=NETS, default=NETS[0])
     parser.add_argument("--types", default="fp32,bf16")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
