@@ -8,6 +8,9 @@ from torch import nn
 
 from caffejacinto_py.engine import precision
 from caffejacinto_py.engine.hooks import Hook
+from caffejacinto_py.engine.memory.execute import Recompute
+from caffejacinto_py.engine.memory.stages import chain_of
+from caffejacinto_py.engine.memory.strategies import sequential
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.engine.precision import DTYPES, Cast, choose
 from caffejacinto_py.passes import prepare
@@ -178,3 +181,15 @@ def test_in_place_marks_reach_the_module_inside() -> None:
     cast.inplace = True
     assert inner.inplace
     assert cast.inplace
+
+
+def test_layers_in_16_bits_that_run_again_leave_no_trace() -> None:
+    """Checkpoints of engine/memory around casts: the same bits, statistics counted once."""
+    plain, again = net("bf16"), net("bf16")
+    chain = chain_of(again.graph)
+    again.recompute = Recompute(again, chain, sequential(chain, 2))
+    for n in (plain, again):
+        n(batch()).loss.backward()
+    for a, b in zip(plain.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)
