@@ -64,6 +64,8 @@ def command(
         raise UsageError("which net? give MODEL", hint="caffejacinto summary train_val.prototxt")
     if solver is not None and not memory:
         raise UsageError("--solver goes with --memory")
+    if precision and memory:
+        raise UsageError("--precision and --memory are two tables: ask for one")
     from caffejacinto_py.checking import fit
     from caffejacinto_py.passes.memory import with_batch
     from caffejacinto_py.schema.upgrade import load_net

@@ -33,6 +33,7 @@ def test_summary_shows_the_types(half: Path, capsys: Capture) -> None:
     rows = {r["layer"]: r for r in json.loads(capsys.readouterr().out)["layers"]}
     assert (rows["conv"]["runs"], rows["loss"]["runs"]) == ("FLOAT16", "FLOAT")
     assert rows["conv"]["forward_math"] == "FLOAT16"
+    assert main(["summary", "net.prototxt", "--precision", "--memory"]) == 2
 
 
 def test_check_shows_them_where_they_are_not_float(half: Path, capsys: Capture) -> None:
