@@ -60,6 +60,7 @@ def command(model: Path, weights: tuple[str, ...], output: Path, verify: int, pi
     "numbers", "differing", "largest", "alone_differing", "alone_largest", "float32_differing", "accumulator"}],
     "left_out", "notes", "batches", "scores": [{"name", "integer", "simulation"}]}; what was not verified is null.
     """
+    from caffejacinto_py.cli.outputs import keep_inputs
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.compress.integer import build
     from caffejacinto_py.compress.integer_file import paths_of, write_program
@@ -67,7 +68,8 @@ def command(model: Path, weights: tuple[str, ...], output: Path, verify: int, pi
     from caffejacinto_py.schema.files import check_writable
 
     log = prepare_run(given)
-    document, _ = paths_of(output)
+    document, arrays = paths_of(output)
+    keep_inputs([document, arrays], [model, *weights], said=f"--output {output}")
     check_writable(document.parent)
     net = _open(model, weights, given, log)
     built = build(net.graph, _blobs(net), pixels=pixels)

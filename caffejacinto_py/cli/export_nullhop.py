@@ -51,11 +51,13 @@ def command(
     JSON: {"output", "left_out", "pixels" (where the image is from), "layers": [{"name", "kernel", "pad", "channels",
     "height", "width", "outputs", "relu", "pooling", "fraction"}]}.
     """
+    from caffejacinto_py.cli.outputs import keep_inputs
     from caffejacinto_py.cli.running import open_net, prepare_run
     from caffejacinto_py.export.nullhop import render, stages
     from caffejacinto_py.schema.files import atomic_write
 
     log = prepare_run(given)
+    keep_inputs([output], [model, *weights], said=f"--output {output}")
     net = open_net(model, weights, given, log)
     found, left_out = stages(net, own_format=own_format)
     image, origin = _image(net, pixels)

@@ -58,6 +58,7 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
     [{"name", "type", "weights": {"bd", "ad", "max", "sqnr"}, "activations": {"layer", "bd", "ad", "max", "sqnr",
     "rounded", "zeros", "zeros_rounded"}}], "zeros", "zeros_rounded", "written"}.
     """
+    from caffejacinto_py.cli import outputs
     from caffejacinto_py.cli.dialects import must_say_dialect
     from caffejacinto_py.cli.running import open_net, prepare_run
     from caffejacinto_py.compress.lowprecision import Settings, analyse
@@ -74,6 +75,9 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
         stochastic=given["stochastic"],
     )
     settings.check()
+    said, output = f"--output {output}", outputs.stem_of(output)
+    written_to = [_named(output, e) for e in (".prototxt", ".caffemodel", "_solver.prototxt", "_deploy.prototxt")]
+    outputs.keep_inputs(written_to, [model, *weights, *([given["deploy"]] if given["deploy"] else [])], said=said)
     log = prepare_run(given)
     net = open_net(model, weights, {**given, "phase": "TEST"}, log)
     _fed(net)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +21,25 @@ def pair(path: Path, inputs: Sequence[str | Path], *, option: str = "--output_mo
 
     if path.name in ("", "..") or path.is_dir():
         raise UsageError(f"{option} {path}: a directory; give DIR/NAME", hint=f"{path / 'NAME'}")
-    known = path.suffix in (".prototxt", ".caffemodel")
-    stem = path.with_suffix("") if known else path
+    stem = stem_of(path)
     files = stem.with_name(stem.name + ".prototxt"), stem.with_name(stem.name + ".caffemodel")
+    keep_inputs(files, inputs, said=f"{option} {path}")
+    check_writable(path.parent)
+    return files
+
+
+def stem_of(path: Path) -> Path:
+    """DIR/NAME without the ending of a net or its weights."""
+    return path.with_suffix("") if path.suffix in (".prototxt", ".caffemodel") else path
+
+
+def keep_inputs(files: Iterable[Path], inputs: Iterable[str | Path], *, said: str) -> None:
+    """Raises UsageError where a file to be written is one that is read. said: the option and its value."""
+    inputs = list(inputs)
     for file in files:
         for name in inputs:
             if file.exists() and Path(name).exists() and file.samefile(name):
-                raise UsageError(f"{option} {path} would replace {name}, which is read", hint="name another file")
-    check_writable(path.parent)
-    return files
+                raise UsageError(f"{said} would replace {name}, which is read", hint="name another file")
 
 
 def write(files: tuple[Path, Path], net: Any, model: ModelFile) -> None:

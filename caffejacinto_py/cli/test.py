@@ -58,9 +58,9 @@ def command(model: Path, weights: tuple[str, ...], iterations: int, display_spar
 
     log = prepare_run(given)
     files = outputs.pair(output_model, [model, *weights]) if output_model is not None else None
+    net, absorbed = open_net(model, weights, given, log), None
     if report is not None:
         _make_folder(report)
-    net, absorbed = open_net(model, weights, given, log), None
     if optimize_net:
         net, absorbed = scoring.absorb_into(net, log)
     run = scoring.make_run(net, measured=report is not None, absorbed=absorbed)

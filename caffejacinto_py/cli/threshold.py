@@ -68,6 +68,7 @@ def command(model: Path, weights: Path, output: Path | None, as_json: bool, **gi
     ([smallest, largest] of its channels), "before", "after" (zeros), "count", "counted"}], "before", "after", "count"
     (of the counted layers)}.
     """
+    from caffejacinto_py.cli import outputs
     from caffejacinto_py.cli.optimize import open_graph
     from caffejacinto_py.compress import sparsity
     from caffejacinto_py.schema.upgrade import load_net
@@ -77,6 +78,7 @@ def command(model: Path, weights: Path, output: Path | None, as_json: bool, **gi
     log = logging.getLogger(logs.LOGGER)
     limits, fractions = _settings(given)
     files = _files(output or weights.with_name(f"{weights.stem}_threshold.caffemodel"))
+    outputs.keep_inputs(files, [model, weights], said=f"--output {output}")
     device = devices.pick(given["gpu"].split(",")[0] if given["gpu"] else None, log=log)
     doc = load_net(model)
     graph = open_graph(doc, given, log)

@@ -112,6 +112,8 @@ def test_pixels(files: Path, capsys: Capture) -> None:
         (["--criterion=max"], 2, "unknown criterion 'max'"),
         (["--criterion=percentile", "--percentile=40"], 2, "percentile 40"),
         (["--iterations=0"], 2, "iterations"),
+        (["--output=net"], 2, "--output net would replace net.prototxt, which is read"),
+        (["--output=w.caffemodel"], 2, "would replace w.caffemodel, which is read"),
         (["--weights=none.caffemodel"], 3, "none.caffemodel"),
         (["--model=deploy.prototxt"], 3, "deploy.prototxt:1:1: error: layer 'data' (Input) has no data"),
         (["--deploy=none.prototxt"], 3, "none.prototxt"),
@@ -122,6 +124,11 @@ def test_bad_options(files: Path, capsys: Capture, options: list[str], code: int
     assert main([*LP, "--output=out/low", *options]) == code
     assert words in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_an_ending_of_the_output_is_dropped(files: Path, capsys: Capture) -> None:
+    assert main([*LP, "--output=low.prototxt", "--iterations=1"]) == 0
+    assert "Wrote low.prototxt, low_solver.prototxt, low.caffemodel" in capsys.readouterr().out
 
 
 def test_bad_weights_and_nets(files: Path, capsys: Capture) -> None:

@@ -253,6 +253,8 @@ def test_a_report_that_cannot_be_written(small: Path, capsys: Capture) -> None:
     assert main([*ARGS, "--report", "file"]) == 1
     assert "--report file" in capsys.readouterr().err
     assert main([*ARGS, "--report", "file/below"]) == 1
+    assert main([*ARGS, "--model", "none.prototxt", "--report", "folder"]) == 3
+    assert not (small / "folder").exists()
 
 
 def test_pieces() -> None:

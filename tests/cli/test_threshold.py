@@ -167,6 +167,8 @@ def test_weights_that_are_no_numbers(capsys: Capture, here: Path, value: float) 
         (["--threshold_step_factor", "0"], 2, "threshold_step_factor"),
         (["--output", "missing/out"], 1, "does not exist"),
         (["--output", "."], 2, "directory"),
+        (["--output", "w.caffemodel"], 2, "would replace w.caffemodel, which is read"),
+        (["--output", "net"], 2, "would replace net.prototxt, which is read"),
     ],
 )
 def test_bad_options(capsys: Capture, here: Path, args: list[str], code: int, text: str) -> None:
