@@ -161,7 +161,7 @@ def _net(file: str, doc: Any, state: dict[str, Any]) -> Report:
         types = precision.resolve(graph)
     except CaffeError as e:
         return _judge(_sorted(report, _flat(e), doc))
-    lines = () if types.plain else tuple(precision.describe(types))
+    lines = (*precision.describe(types), *types.notes)
     return _judge(replace(report, data_shape=shape, precision=lines, **totals(graph)))
 
 

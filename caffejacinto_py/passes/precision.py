@@ -59,8 +59,8 @@ class Table:
 
     @property
     def plain(self) -> bool:
-        """Whether there is nothing to tell: every layer asks for FLOAT and gets it."""
-        return self.base == "FLOAT" and not self.notes and all(_asks(r) == {"FLOAT"} for r in self.rows.values())
+        """Whether every layer asks for FLOAT and gets it."""
+        return self.base == "FLOAT" and all(_asks(r) == {"FLOAT"} for r in self.rows.values())
 
 
 def resolve(graph: Graph, override: str | None = None) -> Table:
@@ -206,7 +206,9 @@ def _asks(row: Row) -> set[str]:
 
 
 def describe(table: Table) -> list[str]:
-    """The table in a few lines: layers with equal types together."""
+    """The table in a few lines, layers with equal types together; none where every layer asks for FLOAT and gets it."""
+    if table.plain:
+        return []
     groups: dict[tuple[str, ...], list[str]] = {}
     for r in table.rows.values():
         asked = f"{r.forward_type}/{r.backward_type}"
@@ -216,7 +218,7 @@ def describe(table: Table) -> list[str]:
     for (runs, asked, math, why), names in groups.items():
         text = f"  {runs}: {_names(names)} (types {asked}, math {math})"
         lines.append(text + (f": {why}" if why else ""))
-    return [*lines, *(f"  {note}" for note in table.notes)]
+    return lines
 
 
 def _names(names: list[str]) -> str:

@@ -85,7 +85,7 @@ def build_net(
         log.warning("%s", notice)
     table, lines = types.choose(graph, device, precision, shared=share.dtype if share else None)
     if share is None:
-        for line in () if table.plain else describe(table):
+        for line in describe(table):
             log.info("%s", line)
         for line in (*table.notes, *lines):
             log.warning("%s", line)

@@ -51,6 +51,17 @@ def test_training_without_the_type_says_so(half: Path, capsys: Capture) -> None:
     assert "Optimization Done." in err
 
 
+def test_switches_of_cudnn_are_said_once(folder: Path, capsys: Capture) -> None:
+    net = folder / "net.prototxt"
+    net.write_text("default_cudnn_math_override: 1\n" + net.read_text())
+    assert main(["train", "--solver", "solver.prototxt"]) == 0
+    err = capsys.readouterr().err
+    assert err.count("has no effect: torch chooses its algorithms itself") == 1
+    assert "precision:" not in err
+    assert main(["check", "net.prototxt", "--phase", "train"]) == 0
+    assert "net.prototxt:1:1: 'default_cudnn_math_override' has no effect" in capsys.readouterr().out
+
+
 def test_float64_from_the_command_line(folder: Path, capsys: Capture) -> None:
     assert main(["train", "--solver", "solver.prototxt", "--precision", "fp64"]) == 0
     assert "weights, history and inputs in DOUBLE" in capsys.readouterr().err

@@ -102,8 +102,9 @@ def test_switches_of_cudnn_are_noted_once() -> None:
         "default_cudnn_math_override", "cudnn_math_override", "conv_algos_override",
     ]  # fmt: skip
     assert found.notes[0].startswith("n.prototxt:1:")
-    assert not found.plain
+    assert found.plain
     assert table().plain
+    assert describe(found) == []
     assert table().notes == ()
 
 
