@@ -109,7 +109,9 @@ def _job(recipe: Recipe, index: int, stage: Stage, dialect: str | None, compat: 
     for i, source in enumerate(tests):
         sources["test" if not i else f"test_{i + 1}"] = _filtered(source, "TEST")
     if stage.deploy is not None:
-        sources["deploy"] = NetSource(_net(stage.deploy), stage.deploy.text)
+        doc = _net(stage.deploy)
+        locs = _Kept(doc.locs, tuple(range(len(doc.message.layer))))
+        sources["deploy"] = NetSource(Embedded(doc.message, locs, doc.file, doc.notices), stage.deploy.text)
     _set_nets(stage, sources)
     first = next(iter(sources.values())).doc.message
     chosen = resolve_dialect(first, message, dialect, compat=compat)
