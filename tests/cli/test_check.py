@@ -17,9 +17,9 @@ from tests.conftest import shared
 Capture = pytest.CaptureFixture[str]
 
 # C++ Caffe refuses this file too: its text parser does not accept a field given twice
-REFUSED = {  # broken themselves
-    "tidsp_caffe-jacinto/models/bvlc_alexnet/solver.prototxt",  # max_iter twice
-    "NeuromorphicProcessorProject_ADaPTION/examples/create_prototxt/layers/layer_base.prototxt",  # reads what nobody makes
+REFUSED = {  # broken themselves: the one has max_iter twice, the other reads what nobody makes
+    "tidsp_caffe-jacinto/models/bvlc_alexnet/solver.prototxt",
+    "NeuromorphicProcessorProject_ADaPTION/examples/create_prototxt/layers/layer_base.prototxt",
 }
 
 
