@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,6 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
     [{"name", "type", "weights": {"bd", "ad", "max", "sqnr"}, "activations": {"layer", "bd", "ad", "max", "sqnr",
     "rounded", "zeros", "zeros_rounded"}}], "zeros", "zeros_rounded", "written"}.
     """
-    from caffejacinto_py.cli import outputs
     from caffejacinto_py.cli.dialects import must_say_dialect
     from caffejacinto_py.cli.running import open_net, prepare_run
     from caffejacinto_py.compress.lowprecision import Settings, analyse
@@ -75,18 +75,11 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
         stochastic=given["stochastic"],
     )
     settings.check()
-    said, output = f"--output {output}", outputs.stem_of(output)
-    written_to = [_named(output, e) for e in (".prototxt", ".caffemodel", "_solver.prototxt", "_deploy.prototxt")]
-    outputs.keep_inputs(written_to, [model, *weights, *([given["deploy"]] if given["deploy"] else [])], said=said)
+    output = _target(output, [model, *weights, *filter(None, [given["deploy"]])])
     log = prepare_run(given)
     net = open_net(model, weights, {**given, "phase": "TEST"}, log)
     _fed(net)
-    norms = [n for n in net.graph.nodes if n.layer.quantizes == "norm"]
-    if norms:
-        text = (
-            "layer '%s' (%s) stays as it is, behind a rounded convolution; `caffejacinto optimize` absorbs batch norm"
-        )
-        log.warning(text, norms[0].name, norms[0].type)
+    _point_at_norms(net, log)
     feed = Feed(net, seed=0, workers=given["workers"])
     try:
         formats, before = analyse(net, feed, given["iterations"], settings)
@@ -107,6 +100,26 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
     click.echo(f"Wrote {', '.join(written)}")
     click.echo(f"Fine-tune: caffejacinto train --solver={output}_solver.prototxt --weights={output}.caffemodel{told}")
     return 0
+
+
+def _target(output: Path, inputs: Sequence[str | Path]) -> Path:
+    """DIR/NAME of --output; none of the files it stands for may be read."""
+    from caffejacinto_py.cli import outputs
+
+    stem = outputs.stem_of(output)
+    files = [_named(stem, e) for e in (".prototxt", ".caffemodel", "_solver.prototxt", "_deploy.prototxt")]
+    outputs.keep_inputs(files, inputs, said=f"--output {output}")
+    return stem
+
+
+def _point_at_norms(net: Net, log: logging.Logger) -> None:
+    """Batch norm behind a rounded convolution is better absorbed before."""
+    norms = [n for n in net.graph.nodes if n.layer.quantizes == "norm"]
+    if norms:
+        text = (
+            "layer '%s' (%s) stays as it is, behind a rounded convolution; `caffejacinto optimize` absorbs batch norm"
+        )
+        log.warning(text, norms[0].name, norms[0].type)
 
 
 def _fed(net: Net) -> None:
