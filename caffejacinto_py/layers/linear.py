@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
+from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Saved, Shape
 from caffejacinto_py.layers.dual import masters
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.folding import Affine, Folded, Refused, close_product, open_product
@@ -100,6 +100,11 @@ class InnerProduct(Layer):
 
     def prunable(self, ins: Sequence[Shape]) -> Prunable | None:
         return Prunable(False, (), 1, math.prod(ins[0][self._first(ins) :]), self.param.num_output)
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        if len(ins[0]) == 4 and ins[0][1] > 1 and math.prod(ins[0][2:]) > 1:
+            return Saved(extra=item * math.prod(ins[0]))  # of a blob in channels_last a flattened copy
+        return super().saved(ins, outs, item)
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:
         return math.prod(outs[0]) * math.prod(ins[0][self._first(ins) :])

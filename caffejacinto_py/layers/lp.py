@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.base import Blob, Layer, Saved, Shape
 from caffejacinto_py.layers.conv import FIELD as CONV_FIELD
 from caffejacinto_py.layers.conv import Convolution
 from caffejacinto_py.layers.dual import MAX_BITS, Precision, doubled
@@ -219,6 +219,9 @@ class LPAct(_LowPrecision):
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         self.precision()
         return [ins[0]]
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        return Saved()  # the gradient passes through
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.lp import LPAct as Module

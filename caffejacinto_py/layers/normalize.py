@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.base import Blob, Layer, Saved, Shape
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.registry import layer
 from caffejacinto_py.schema import pb
@@ -61,6 +61,9 @@ class Normalize(Layer):
         if self.param.eps < 0:
             raise self.fail(f"eps must not be negative, not {self.param.eps:g}", "norm_param", "eps")
         return [ins[0]]
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        return Saved((0,), extra=item * math.prod(ins[0]))  # the unit vectors, for the scale
 
     def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
         self.shapes(ins)

@@ -39,12 +39,12 @@ class Pooling(Layer):
     Source: BVLC pooling_layer.cpp and .cu; Zeiler and Fergus 2013 for STOCHASTIC.
     """
 
-    narrows = "values"
     quantizes = "plain"
 
     def __init__(self, proto: object, context: object, ntop: int) -> None:
         super().__init__(proto, context, ntop)  # type: ignore[arg-type]
-        # only STOCHASTIC draws random numbers in training
+        # STOCHASTIC adds up squares; only it draws random numbers in training
+        self.narrows = None if self.param.pool == STOCHASTIC else "values"  # type: ignore[misc]
         self.stateful_forward = self.param.pool == STOCHASTIC  # type: ignore[misc]
 
     def _pair(self, name: str, default: int | None, least: int) -> Pair:
@@ -131,6 +131,9 @@ class Pooling(Layer):
         return True  # random numbers are torch's
 
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        if self.param.pool == STOCHASTIC:  # the windows, and which value was drawn
+            _, kernel, *_ = self._windows(ins)
+            return Saved(extra=prod(outs[0]) * (prod(kernel) * item + 8))
         places = 8 * prod(outs[0]) if self.param.pool == MAX else 0  # int64
         return Saved((0,), extra=places)
 

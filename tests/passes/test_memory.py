@@ -53,9 +53,9 @@ def test_sums_by_hand() -> None:
     m = account(g, solver="Adam")
     weights = 4 * (4 * 3 * 9 + 4) + 4 * (5 * 4 * 36 + 5)
     assert (m.params, m.gradients, m.history) == (weights, weights, 2 * weights)
-    # the convolution keeps data, ReLU its top (the product reads the same), the loss its log and the labels
-    assert [layer.saved for layer in m.layers] == [0, 0, 4 * 384, 4 * 288, 0, 4 * 10 + 8 * 2]
-    assert m.saved == 4 * 384 + 4 * 288 + 56
+    # the convolution keeps data, ReLU its top, the product the same flattened, the loss its log and the labels
+    assert [layer.saved for layer in m.layers] == [0, 0, 4 * 384, 4 * 288, 4 * 288, 4 * 10 + 8 * 2]
+    assert m.saved == 4 * 384 + 2 * 4 * 288 + 56
     assert m.inputs == 4 * 384 + 8
     assert m.total == m.params + m.gradients + m.history + m.saved
     root = storages(g)
