@@ -26,7 +26,7 @@ VERBS: dict[str, str] = {
     "convert_cifar_data": "Make LMDBs from CIFAR-10's binary batches.",
     "compute_image_mean": "Compute the mean image of an LMDB.",
     "extract_features": "Write blobs of a net into LMDBs.",
-    "teacher_dump": "Write what a teacher makes of its data into LMDBs, so that a student can learn from it without the teacher.",
+    "teacher_dump": "Write what a teacher makes of its data into LMDBs: a student then learns without it.",
     "classify": "Classify images.",
     "detect": "Score windows of images, as R-CNN does.",
     "calibrate": "Choose the ranges of a quantized net from data and write it with them.",

@@ -36,7 +36,7 @@ def command(
     model: Path, weights: tuple[str, ...], blobs: tuple[str, ...], output: tuple[str, ...], data: Path | None,
     iterations: int | None, **given: Any,
 ) -> int:  # fmt: skip
-    """Write what a teacher makes of its data into LMDBs, so that a student can learn from it without the teacher.
+    """Write what a teacher makes of its data into LMDBs: a student then learns without it.
 
     One float Datum for each record of the data, in their order, none twice, with the keys 0000000000, 0000000001 and so
     on. A Data layer of the student reads them beside the images; both wrap around together. Data that are shuffled are
