@@ -55,7 +55,7 @@ class PReLU(Activation):
     channel_shared (false). Source: BVLC prelu_layer; He et al. 2015.
     """
 
-    narrows = "values"
+    narrows = "weights"
     quantizes = "plain"
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:

@@ -30,7 +30,7 @@ class Im2col(Convolution):
     """
 
     low_precision = {}
-    quantizes = None
+    quantizes = narrows = None
 
     def _check_channels(self, channels: int) -> None:
         """num_output and group mean nothing here."""

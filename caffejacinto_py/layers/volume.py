@@ -88,6 +88,7 @@ class _Kernel:
 class _Volume(Convolution):
     """Base: a Convolution whose sizes have fields of their own."""
 
+    narrows = None
     low_precision = {}  # the types that stand for Convolution do not read those fields
 
     def sizes(self, axes: int) -> tuple[Shape, Shape, Shape]:

@@ -132,8 +132,9 @@ class AveragePool(nn.Module):
             if _by_channel(x):
                 return _AverageByChannel.apply(x, w, self.ceil)
             return F.avg_pool2d(x, w.kernel, w.stride, w.pad, self.ceil, True)
-        total = F.avg_pool2d(w.padded(x, 0.0), w.kernel, w.stride, divisor_override=1)
-        return total / self.divisor.to(x.dtype)
+        wide = x.float() if x.dtype.itemsize < 4 else x  # a sum of float16 numbers can pass 65504
+        total = F.avg_pool2d(w.padded(wide, 0.0), w.kernel, w.stride, divisor_override=1)
+        return (total / self.divisor.to(wide.dtype)).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.windows}"
