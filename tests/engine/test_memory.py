@@ -23,6 +23,7 @@ from caffejacinto_py.engine.net import Net
 from caffejacinto_py.errors import UsageError
 from caffejacinto_py.ir.graph import Value
 from caffejacinto_py.passes import prepare
+from caffejacinto_py.passes.precision import resolve
 from caffejacinto_py.schema.text import parse
 from caffejacinto_py.solver import Solver
 from caffejacinto_py.solver.feed import Feed
@@ -275,6 +276,57 @@ def test_the_measured_peak_is_within_the_plan() -> None:
     after = peak_bytes(run)
     assert after < before
     assert after <= made.cost.peak + made.memory.gradients
+
+
+FROZEN = NET.replace(
+    'top: "a" convolution_param', 'top: "a" param { lr_mult: 0 } param { lr_mult: 0 } convolution_param'
+)
+
+
+@pytest.mark.parametrize("kind", ["frozen", "bf16", "force_backward"])
+def test_one_pass_of_other_nets_is_the_same(kind: str) -> None:
+    """A frozen first layer, number types of layers, gradients of the data."""
+    text = {"frozen": FROZEN, "force_backward": NET + " force_backward: true"}.get(kind, NET)
+    assert text != NET or kind == "bf16"
+    g = graph(text)
+    found = []
+    for planned in (False, True):
+        net = Net(g, seed=0, types=resolve(g, "bf16") if kind == "bf16" else None)
+        if planned:
+            made = tight(net, 0.1)
+            assert made.cost.forwards > len(made.chain)
+        torch.manual_seed(2)
+        batch = Feed(net, seed=0).next()
+        if kind == "force_backward":
+            batch["data"].requires_grad_()
+        net(batch).loss.backward()
+        gradients = [p.grad for p in (*net.parameters(), batch["data"]) if p.grad is not None]
+        found.append([*gradients, *net.parameters(), torch.get_rng_state()])
+    assert len(found[0]) == len(found[1])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_who_is_never_run_again() -> None:
+    text = (
+        HEAD
+        + """
+layer { name: "clip" type: "DummyData" top: "clip" dummy_data_param { shape { dim: 8 dim: 3 } } }
+layer { name: "lstm" type: "LSTM" bottom: "data" bottom: "clip" top: "lstm" recurrent_param { num_output: 4 } }
+layer { name: "relu" type: "ReLU" bottom: "lstm" top: "lstm" }
+layer { name: "drop" type: "Dropout" bottom: "lstm" top: "lstm" }
+layer { name: "sum" type: "Reduction" bottom: "lstm" top: "sum" loss_weight: 1 }
+layer { name: "top" type: "ArgMax" bottom: "lstm" top: "top" }"""
+    )
+    g = graph(
+        text.replace("dim: 8 dim: 3 dim: 16 dim: 16", "dim: 8 dim: 3 dim: 16").replace(
+            "shape { dim: 8 } ", "shape { dim: 8 } "
+        )
+    )
+    again = {n.name for n in g.nodes if n.layer.repeatable()}
+    assert again == {"relu", "drop", "sum"}
+    fixed = {s.name for s in chain_of(g).stages if s.fixed}
+    assert "sum" in fixed  # it has a loss weight
+    assert "relu" not in fixed
 
 
 def test_without_a_graph_nothing_is_planned() -> None:
