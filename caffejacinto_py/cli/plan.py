@@ -146,7 +146,7 @@ def describe(made: MemoryPlan, graph: Graph, strategy: str) -> dict[str, Any]:
         "ratio": made.ratio,
         "schedule": text(chain, made.schedule),
         "stages": stages,
-        "choices": [] if made.budget is not None or strategy != "rotor" else _choices(made, chain),
+        "choices": [] if made.budget is not None or strategy != "rotor" or not len(chain) else _choices(made, chain),
     }
 
 

@@ -103,7 +103,8 @@ class InnerProduct(Layer):
 
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
         if len(ins[0]) == 4 and ins[0][1] > 1 and math.prod(ins[0][2:]) > 1:
-            return Saved(extra=item * math.prod(ins[0]))  # of a blob in channels_last a flattened copy
+            size = item * math.prod(ins[0])  # of a blob in channels_last a flattened copy; its gradient is copied back
+            return Saved(extra=size, scratch=size)
         return super().saved(ins, outs, item)
 
     def macs(self, ins: Sequence[Shape], outs: Sequence[Shape]) -> int:

@@ -105,6 +105,14 @@ def test_the_table_of_resnets(capsys: Capture) -> None:
         assert rows[name]["state"] / 2**20 == pytest.approx(3 * weights, rel=0.01)
 
 
+def test_plan_of_a_net_that_computes_nothing(folder: Path, capsys: Capture) -> None:
+    text = 'layer { name: "in" type: "Input" top: "in" input_param { shape { dim: 2 dim: 3 } } }'
+    Path("idle.prototxt").write_text(text)
+    assert main(["plan", "idle.prototxt"]) == 0
+    assert main(["plan", "idle.prototxt", "--memory-budget=1kB", "--strategy=revolve"]) == 0
+    assert "0 stages" in capsys.readouterr().out
+
+
 def test_the_table_of_a_net(folder: Path, capsys: Capture) -> None:
     assert main(["plan", "net.prototxt", "--table"]) == 0
     assert re.search(r"^tiny +0 ", capsys.readouterr().out, re.MULTILINE)

@@ -19,6 +19,7 @@ from caffejacinto_py.engine.memory.schedule import Again, Cost, Item, Schedule, 
 from caffejacinto_py.engine.memory.stages import Chain
 
 SLOTS = 1000
+_TIGHTEST = 20  # schedules that `least` compares: slots are rounded, so the first need not be the lowest
 
 
 @dataclass(frozen=True)
@@ -147,10 +148,9 @@ def within(table: Table, budget: int) -> tuple[Schedule, Cost] | None:
 
 
 def least(table: Table) -> tuple[Schedule, Cost]:
-    """The schedule with the lowest peak that the table has."""
-    row = table.best[0, len(table.chain) - 1]
-    finite = np.flatnonzero(np.isfinite(row))
-    if not len(finite):
-        return keep_all(table.chain), simulate(table.chain, keep_all(table.chain))
-    schedule = table.schedule(int(finite[0]))
-    return schedule, simulate(table.chain, schedule)
+    """The schedule with the lowest simulated peak among the table's tightest ones, or keeping everything."""
+    chain, row = table.chain, table.best[0, len(table.chain) - 1]
+    finite = np.flatnonzero(np.isfinite(row) & (row != np.concatenate([[np.inf], row[:-1]])))
+    schedules = [keep_all(chain), *(table.schedule(int(m)) for m in finite[:_TIGHTEST])]
+    costs = [(s, simulate(chain, s)) for s in schedules]
+    return min(costs, key=lambda x: (x[1].peak, x[1].seconds))

@@ -43,10 +43,13 @@ def parse(word: str) -> Strategy:
 
 def find(chain: Chain, budget: int, strategy: Strategy) -> Found:
     """A schedule for this many bytes of activations and their gradients; the quickest that the strategy has."""
-    if strategy.name == "rotor":
+    if strategy.name == "rotor" and len(chain):
         table = rotor.solve(chain)
         best = rotor.within(table, budget)
-        return Found(*best, fits=True) if best else Found(*rotor.least(table), fits=False)
+        if best:
+            return Found(*best, fits=True)
+        schedule, cost = rotor.least(table)
+        return Found(schedule, cost, fits=cost.peak <= budget)
     found = [(s, simulate(chain, s)) for s in _candidates(chain, strategy)]
     fitting = [x for x in found if x[1].peak <= budget]
     if fitting:
@@ -55,7 +58,7 @@ def find(chain: Chain, budget: int, strategy: Strategy) -> Found:
 
 
 def _candidates(chain: Chain, strategy: Strategy) -> Iterator[Schedule]:
-    if strategy.name == "none":
+    if strategy.name == "none" or not len(chain):
         yield keep_all(chain)
     elif strategy.name == "sequential":
         yield sequential(chain, strategy.segments or max(1, round(sqrt(len(chain)))))
