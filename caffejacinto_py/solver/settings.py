@@ -91,6 +91,9 @@ def _warn(param: Any, where: Where, dialect: Dialect) -> None:
         found["sparsity_target"] = "sparse_mode is not set; add: sparse_mode: SPARSE_UPDATE"
     if _set(param, "sparsity_itr_increment_bfr_applying") and dialect.compat.sparsity == "0.17":
         found["sparsity_itr_increment_bfr_applying"] = "caffe-jacinto 0.17, which compat asks for, does not read it"
+    highest = min(param.sparsity_target + 0.15, 0.95)
+    if param.sparsity_target > 0 and param.sparsity_start_factor > highest:
+        found["sparsity_target"] = f"sparsity_start_factor starts above {highest:g}, where thresholding ends"
     for field, why in found.items():
         place = where(field)
         log.warning("%s'%s' has no effect: %s", f"{place}: " if place else "", field, why)

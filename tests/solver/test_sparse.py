@@ -286,6 +286,11 @@ def test_all_bad_fields_at_once(tmp_path: Path) -> None:
     assert len(error.value.errors) == 2
 
 
+def test_a_start_factor_beyond_the_end_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "sparse_mode: SPARSE_UPDATE\nsparsity_target: 0.5\nsparsity_start_factor: 0.8\n")
+    assert "'sparsity_target' has no effect: sparsity_start_factor starts above 0.65" in caplog.text
+
+
 def test_target_without_mode(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     solver = make(tmp_path, "sparsity_target: 0.5\nsparsity_step_iter: 1\n")
     assert "'sparsity_target' has no effect: sparse_mode is not set" in caplog.text
