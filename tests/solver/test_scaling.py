@@ -17,6 +17,7 @@ HALF = "default_forward_type: FLOAT16 default_backward_type: FLOAT16"
 LOSSES = {
     "EuclideanLoss": "type: 'EuclideanLoss' bottom: 'ip' bottom: 'target'",
     "L1Loss": "type: 'L1Loss' bottom: 'ip' bottom: 'target'",
+    "SmoothL1Loss": "type: 'SmoothL1Loss' bottom: 'ip' bottom: 'target'",
     "SigmoidCrossEntropyLoss": "type: 'SigmoidCrossEntropyLoss' bottom: 'ip' bottom: 'target'",
     "SoftmaxWithLoss": "type: 'SoftmaxWithLoss' bottom: 'ip' bottom: 'label'",
     "HingeLoss": "type: 'HingeLoss' bottom: 'ip' bottom: 'label'",
