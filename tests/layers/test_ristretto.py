@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import text_format
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import caffejacinto_py.layers  # noqa: F401  (registers the families)
@@ -110,6 +110,7 @@ def test_order_is_kept(values: list[float], number, rounding) -> None:
 
 
 @given(FLOATS, NUMBERS)
+@example([math.inf, 3e38, -3e38], Minifloat(0, 8))
 @settings(max_examples=100, deadline=None)
 def test_double_precision_agrees(values: list[float], number) -> None:
     x = torch.tensor(values)

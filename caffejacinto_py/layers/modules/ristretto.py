@@ -48,7 +48,7 @@ def minifloat(x: Tensor, number: Minifloat, rounding: Rounding, *, carry: bool =
     integer, width = _BITS[x.dtype]
     drop = width - number.mantissa
     bias = 2 ** (number.exponent - 1) - 1
-    top = 2**number.exponent - 1 - bias
+    top = min(2**number.exponent - 1 - bias, 127)  # float32 has no larger numbers, whatever x is
     size = x.abs()
     if drop:
         bits = size.view(integer)
@@ -57,7 +57,7 @@ def minifloat(x: Tensor, number: Minifloat, rounding: Rounding, *, carry: bool =
     limit = 2.0 ** (top + 1)  # one step above the largest number
     largest = (2 - 2.0**-number.mantissa) * 2.0**top
     over = x.abs() if carry else size
-    size = torch.where(over < limit, size, min(largest, torch.finfo(x.dtype).max))  # infinity too
+    size = torch.where(over < limit, size, largest)  # infinity too
     size = torch.where(x.abs() < lowest, torch.zeros_like(size), size)
     quantized = torch.where(torch.signbit(x), -size, size)
     quantized = torch.where(size == 0, size, quantized)
