@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from turns import ratio, take_turns
+
 from caffejacinto_py.engine import allocator
 
 SETTINGS = {
@@ -92,15 +94,9 @@ def measure(name: str, what: str, options: argparse.Namespace) -> None:
     turns = {kind: make(name, text, options.batch, options.device) for kind, text in SETTINGS.items()}
     slowest = max(steps(3) for steps in turns.values())
     count = max(2, round(options.seconds / slowest))
-    seconds: dict[str, list[float]] = {kind: [] for kind in turns}
-    order = list(turns)
-    for _ in range(options.rounds):
-        for kind in order:
-            seconds[kind].append(turns[kind](count))
-        order.append(order.pop(0))
+    seconds = take_turns(turns, options.rounds, count)
     for kind, found in seconds.items():
-        ratios = [a / b for a, b in zip(found, seconds["plain"], strict=True)]
-        spread = f"{statistics.median(ratios):.3f}  ({min(ratios):.3f}..{max(ratios):.3f})"
+        spread = ratio(found, seconds["plain"])
         print(f"{name:<16}{what:<7}{kind:<11}{1e3 * statistics.median(found):>9.2f}   {spread}", flush=True)
 
 

@@ -16,6 +16,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+from turns import ratio, take_turns
+
 from caffejacinto_py.engine import allocator
 
 SETTINGS = {
@@ -74,15 +76,9 @@ def measure(name: str, options: argparse.Namespace) -> None:
         turns[kind][1]()
     slowest = max(steps(2) for steps, _ in turns.values())
     count = max(2, round(options.seconds / slowest))
-    seconds: dict[str, list[float]] = {kind: [] for kind in turns}
-    order = list(turns)
-    for _ in range(options.rounds):
-        for kind in order:
-            seconds[kind].append(turns[kind][0](count))
-        order.append(order.pop(0))
+    seconds = take_turns({kind: steps for kind, (steps, _) in turns.items()}, options.rounds, count)
     for kind, found in seconds.items():
-        ratios = [a / b for a, b in zip(found, seconds["plain"], strict=True)]
-        spread = f"{statistics.median(ratios):.3f}  ({min(ratios):.3f}..{max(ratios):.3f})"
+        spread = ratio(found, seconds["plain"])
         print(f"{name:<16}{options.batch:>6}  {kind:<8}{1e3 * statistics.median(found):>10.2f}   {spread}", flush=True)
     events = [turns["sparse"][1]() for _ in range(5)]
     print(f"{name:<16}{'':>6}  {'event':<8}{1e3 * statistics.median(events):>10.2f}")

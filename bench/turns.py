@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -71,3 +73,20 @@ def serve(
         except EOFError:
             return
         pipe.send(run(steps))
+
+
+def take_turns(contenders: Mapping[str, Callable[[int], float]], rounds: int, count: int) -> dict[str, list[float]]:
+    """Seconds per step of contenders in this process, one number a round, in rotating order."""
+    seconds: dict[str, list[float]] = {kind: [] for kind in contenders}
+    order = list(contenders)
+    for _ in range(rounds):
+        for kind in order:
+            seconds[kind].append(contenders[kind](count))
+        order.append(order.pop(0))
+    return seconds
+
+
+def ratio(found: Sequence[float], base: Sequence[float]) -> str:
+    """Median and range of the ratios, round by round."""
+    ratios = [a / b for a, b in zip(found, base, strict=True)]
+    return f"{statistics.median(ratios):.3f}  ({min(ratios):.3f}..{max(ratios):.3f})"

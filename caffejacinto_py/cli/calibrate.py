@@ -49,13 +49,7 @@ def _method(name: str, **more: Any) -> Any:
 @click.option("--optimize/--no-optimize", default=False, show_default=True, help="Absorb batch norm first.")
 @click.option("--score/--no-score", default=True, show_default=True, help="Score the net before and after.")
 @options.state
-@options.gpu
-@options.dialect
-@options.workers
-@options.threads
-@options.python_layers
-@options.log_level
-@options.as_json
+@options.running
 def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, **given: Any) -> int:
     """Choose the ranges of a quantized net from data and write it with them.
 

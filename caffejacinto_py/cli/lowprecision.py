@@ -38,13 +38,7 @@ if TYPE_CHECKING:
 @click.option("--tune-iterations", type=click.IntRange(min=1), default=1000, show_default=True,
               help="max_iter of the solver.")  # fmt: skip
 @options.state
-@options.gpu
-@options.dialect
-@options.workers
-@options.threads
-@options.python_layers
-@options.log_level
-@options.as_json
+@options.running
 def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, **given: Any) -> int:
     """Convert a net to the fixed-point layers of ADaPTION.
 

@@ -156,3 +156,11 @@ def table(rows: Sequence[tuple[str, ...]], right: str) -> str:
         cells = (c.rjust(w) if a == "r" else c.ljust(w) for c, w, a in zip(row, widths, right, strict=True))
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def running(command: F) -> F:
+    """What verbs that run a net share: --gpu, --dialect, --compat, --workers, --threads, --allow-python-layers,
+    --log-level and --json."""
+    for option in (as_json, log_level, python_layers, threads, workers, dialect, gpu):
+        command = option(command)
+    return command

@@ -47,13 +47,7 @@ _MODE = click.Choice(list(_MODES), case_sensitive=False)
               help="Batches for the ranges.")  # fmt: skip
 @click.option("--solver", type=options.FILE, hidden=True)
 @options.state
-@options.gpu
-@options.dialect
-@options.workers
-@options.threads
-@options.python_layers
-@options.log_level
-@options.as_json
+@options.running
 def command(as_json: bool, **given: Any) -> int:
     """Search the shortest words for a net: Ristretto's `quantize`.
 

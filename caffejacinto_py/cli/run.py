@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show the plan and every solver; touch no data, write nothing.")
 @click.option("--output", metavar="DIR", help="The run's folder, instead of the recipe's.")
 @click.option("--set", "assignments", multiple=True, metavar="VAR=VALUE", help="Change a variable; repeatable.")
-@options.gpu
-@options.dialect
-@options.workers
-@options.threads
-@options.python_layers
-@options.log_level
-@options.as_json
+@options.running
 def command(recipe: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     """Run a recipe: stages of training and testing, each from the weights of the one before.
 
