@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,18 +19,14 @@ def shared(path: str) -> Path:
     return found
 
 
-@contextmanager
-def log_as_before() -> Iterator[None]:
-    """Undoes what a command does to the program's log (every one sets it up)."""
-    logger = logging.getLogger("caffejacinto_py")
-    before = logger.level, logger.propagate, list(logger.handlers)
-    yield
-    logger.level, logger.propagate = before[:2]
-    logger.handlers[:] = before[2]
-
-
 @pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """A test leaves the program's log to the next one as it was."""
-    with log_as_before():
-        yield
+def _fresh_log() -> None:
+    """Every test starts with the program's log as an import leaves it, whatever ran before it in this process.
+
+    Every command sets the log up. Undoing that after each test is not enough: a fixture of wider scope may run commands
+    too, and is older than any test's own fixtures: it would set the level for all that follows.
+    """
+    logger = logging.getLogger("caffejacinto_py")
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+    logger.handlers.clear()

@@ -19,7 +19,6 @@ import pytest
 from caffejacinto_py.cli import main
 from caffejacinto_py.schema import pb
 from tests.cli.damage import SIZE, Change, cut, datum, edit, empty_db, flip, into, jpeg, net, put, record, without_db
-from tests.conftest import log_as_before
 
 Capture = pytest.CaptureFixture[str]
 RECORDS, CLASSES = 16, 5
@@ -220,7 +219,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
             value = pb.Datum(channels=1, height=SIZE, width=SIZE, data=pixels, label=i % CLASSES)
             txn.put(f"{i:08d}".encode(), value.SerializeToString())
     env.close()
-    with pytest.MonkeyPatch.context() as patch, log_as_before():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         args = ["--set", 'snapshot_prefix="old"', "--iterations", "2", "--metrics", "none", "--log-level", "error"]
         assert main([*TRAIN, *args]) == 0

@@ -14,7 +14,6 @@ from caffejacinto_py.compress.qparams import SUFFIX
 from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import read_model, write_model
 from tests.cli.conftest import SOLVER
-from tests.conftest import log_as_before
 
 Capture = pytest.CaptureFixture[str]
 
@@ -46,7 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     folder = tmp_path_factory.mktemp("trained")
     (folder / "net.prototxt").write_text(NET)
     (folder / "solver.prototxt").write_text(SOLVER)
-    with pytest.MonkeyPatch.context() as patch, log_as_before():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["train", "--solver", "solver.prototxt", "--log-level", "error"]) == 0
     return (folder / "snap_iter_4.caffemodel").read_bytes()
