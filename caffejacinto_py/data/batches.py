@@ -44,7 +44,7 @@ class DatabaseBatches:
         n = len(ordinals)
         out = np.empty(self.shapes[0], np.float32)
         labels = np.empty(n, np.float32)
-        draws = self.transform.draws(n, self.order.random(k)) if self.transform.random else np.empty((n, 1))
+        draws = self.order.draws(k, self.transform.draws) if self.transform.random else np.empty((n, 1))
         with self.database.read(ordinals) as values:
             stacked = self._stack(values)
             if stacked:
@@ -148,7 +148,7 @@ class ImageBatches:
     def make(self, k: int) -> list[np.ndarray]:
         ordinals = self.order.records(k)
         out = np.empty(self.shapes[0], np.float32)
-        draws = self.transform.draws(len(ordinals), self.order.random(k))
+        draws = self.order.draws(k, self.transform.draws)
         want = tuple(self.shapes[0][1:])
         for i, ordinal in enumerate(ordinals):
             image = self.transform.resized(self.image(int(ordinal)), draws[i]).transpose(2, 0, 1)

@@ -12,13 +12,14 @@ import numpy as np
 
 from caffejacinto_py.data.batches import Batches, DatabaseBatches, ImageBatches, datum_image, parse_first
 from caffejacinto_py.data.feeders import DirectFeeder, Feeder, ParallelFeeder, UserFeeder
-from caffejacinto_py.data.order import Order, generator
+from caffejacinto_py.data.order import Order, Share, generator
 from caffejacinto_py.data.sources import Database, ImageList
 from caffejacinto_py.data.transform import Transform, from_param
 from caffejacinto_py.errors import DataError, LayerError
 
 Shape = tuple[int, ...]
 Fill = Callable[[Any, Shape, np.random.Generator], np.ndarray]
+ALONE = Share()
 PREFETCH = 4  # Caffe's default depth of the queue of batches
 log = logging.getLogger(__name__)
 
@@ -43,16 +44,15 @@ def make_feeder(
     workers: int = 1,
     start: int = 0,
     workers_kind: str = "thread",
-    rank: int = 0,
-    world: int = 1,
+    share: Share = ALONE,
     fill: Fill | None = None,
 ) -> Feeder:
-    """The feeder of a source layer; see `Feeder`. Batch k is a pure function of (files, seed, k, rank, world).
+    """The feeder of a source layer; see `Feeder`. Batch k is a pure function of (files, seed, k, share).
 
     layer: its `source` is database, images, hdf5, windows, memory, dummy or input; it knows proto, context.phase and
     context.dialect. shapes: of its tops; shapes[0][0] is the batch size of this rank. start: first batch number.
     workers: 0 prepares in the caller's thread; else so many threads (workers_kind "thread") or processes ("process").
-    rank, world: this one of so many data-parallel feeders; their batches are disjoint.
+    share: the part of one of several data-parallel feeders; their batches are disjoint.
     fill: `layers.fillers.fill`, for DummyData with fillers other than constant, uniform and gaussian.
     """
     if workers_kind not in ("thread", "process"):
@@ -61,11 +61,11 @@ def make_feeder(
     if layer.source in ("memory", "input"):
         return UserFeeder(shapes, kind=layer.source, name=layer.name, start=start)
     if layer.source == "dummy":
-        return DirectFeeder(DummyBatches(layer, shapes, seed, fill, rank + 1 if world > 1 else 0), start=start)
+        return DirectFeeder(DummyBatches(layer, shapes, seed, fill, share), start=start)
     build = _BUILDERS.get(layer.source)
     if build is None:
         raise LayerError(f"layer '{layer.name}': no feeder for a '{layer.source}' source")
-    batches, depth = build(layer, shapes, seed, rank, world)
+    batches, depth = build(layer, shapes, seed, share)
     if not workers:
         return DirectFeeder(batches, start=start)
     return ParallelFeeder(batches, start=start, workers=workers, depth=depth, process=workers_kind == "process")
@@ -107,6 +107,15 @@ def _batch_size(layer: Any, param: Any, field: str) -> int:
     return int(param.batch_size)
 
 
+def _order(layer: Any, groups: Sequence[int], batch: int, seed: int, share: Share, **more: Any) -> Order:
+    """The order of a source's records. DataError when there are not enough for all ranks."""
+    count = sum(groups)
+    if 0 < count < share.world:
+        text = f"layer '{layer.name}': {count} records cannot be dealt out to {share.world} ranks"
+        raise DataError(text, hint="train with fewer ranks")
+    return Order(groups, batch=batch, seed=seed, name=_stream(layer), **share._asdict(), **more)
+
+
 # --- Data ------------------------------------------------------------------------------------------------------------
 def _probe_database(layer: Any) -> list[Shape]:
     param = layer.proto.data_param
@@ -116,26 +125,18 @@ def _probe_database(layer: Any) -> list[Shape]:
     return [(n, *transform.shape(image)), (n,)]
 
 
-def _build_database(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, world: int) -> tuple[Batches, int]:
+def _build_database(layer: Any, shapes: Sequence[Shape], seed: int, share: Share) -> tuple[Batches, int]:
     param = layer.proto.data_param
     if param.rand_skip:
         log.warning("layer '%s': data_param.rand_skip has no effect (Caffe 1.0 ignores it too)", layer.name)
     database = Database(param.source)
-    order = Order(
-        [len(database)],
-        batch=shapes[0][0],
-        seed=seed,
-        name=_stream(layer),
-        shuffle=param.shuffle,
-        rank=rank,
-        world=world,
-    )
+    order = _order(layer, [len(database)], shapes[0][0], seed, share, shuffle=param.shuffle)
     depth = param.prefetch if param.HasField("prefetch") and param.prefetch else PREFETCH
     return DatabaseBatches(database, order, _transform(layer), shapes), depth
 
 
 # --- ImageData -------------------------------------------------------------------------------------------------------
-def _image_batches(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, world: int, batch: int) -> ImageBatches:
+def _image_batches(layer: Any, shapes: Sequence[Shape], seed: int, share: Share, batch: int) -> ImageBatches:
     param = layer.proto.image_data_param
     if bool(param.new_height) != bool(param.new_width):
         missing = "new_width" if param.new_height else "new_height"
@@ -144,16 +145,8 @@ def _image_batches(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, wo
             field=("image_data_param", missing),
         )
     images = ImageList(param.source, root=param.root_folder)
-    order = Order(
-        [len(images)],
-        batch=batch,
-        seed=seed,
-        name=_stream(layer),
-        shuffle=param.shuffle,
-        rand_skip=param.rand_skip,
-        rank=rank,
-        world=world,
-    )
+    more: dict[str, Any] = {"shuffle": param.shuffle, "rand_skip": param.rand_skip}
+    order = _order(layer, [len(images)], batch, seed, share, **more)
     size = (param.new_height, param.new_width) if param.new_height else None
     short, color = param.short_side, param.is_color
     return ImageBatches(images, order, _transform(layer), shapes, size=size, short=short, color=color)
@@ -161,13 +154,13 @@ def _image_batches(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, wo
 
 def _probe_images(layer: Any) -> list[Shape]:
     n = _batch_size(layer, layer.proto.image_data_param, "image_data_param")
-    batches = _image_batches(layer, [], 0, 0, 1, n)
+    batches = _image_batches(layer, [], 0, Share(), n)
     height, width, channels = batches.image(0).shape
     return [(n, *batches.transform.shape((channels, height, width))), (n,)]
 
 
-def _build_images(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, world: int) -> tuple[Batches, int]:
-    return _image_batches(layer, shapes, seed, rank, world, shapes[0][0]), PREFETCH
+def _build_images(layer: Any, shapes: Sequence[Shape], seed: int, share: Share) -> tuple[Batches, int]:
+    return _image_batches(layer, shapes, seed, share, shapes[0][0]), PREFETCH
 
 
 # --- HDF5Data --------------------------------------------------------------------------------------------------------
@@ -184,16 +177,14 @@ def _probe_hdf5(layer: Any) -> list[Shape]:
     return [(n, *shape) for shape in _hdf5_list(layer).row_shapes]
 
 
-def _build_hdf5(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, world: int) -> tuple[Batches, int]:
+def _build_hdf5(layer: Any, shapes: Sequence[Shape], seed: int, share: Share) -> tuple[Batches, int]:
     from caffejacinto_py.data.hdf5 import HDF5Batches
 
     rows = _hdf5_list(layer)
     if [tuple(s[1:]) for s in shapes] != rows.row_shapes:
         raise DataError(f"{rows.source}: rows have shapes {rows.row_shapes}, the net expects {[s[1:] for s in shapes]}")
     shuffle = layer.proto.hdf5_data_param.shuffle
-    order = Order(
-        rows.rows, batch=shapes[0][0], seed=seed, name=_stream(layer), shuffle=shuffle, rank=rank, world=world
-    )
+    order = _order(layer, rows.rows, shapes[0][0], seed, share, shuffle=shuffle)
     return HDF5Batches(rows, order, shapes), PREFETCH
 
 
@@ -207,7 +198,7 @@ def _probe_windows(layer: Any) -> list[Shape]:
     return [(n, 3, size, size), (n,)]
 
 
-def _build_windows(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, world: int) -> tuple[Batches, int]:
+def _build_windows(layer: Any, shapes: Sequence[Shape], seed: int, share: Share) -> tuple[Batches, int]:
     from caffejacinto_py.data.windows import Warp, WindowBatches, WindowFile, center
 
     param, transform = layer.proto.window_data_param, _transform(layer)
@@ -220,7 +211,7 @@ def _build_windows(layer: Any, shapes: Sequence[Shape], seed: int, rank: int, wo
     values = np.array(transform.mean_values, np.float32)[:, None, None] if transform.mean_values else None
     batches = WindowBatches(
         file,
-        Order([1], batch=shapes[0][0], seed=seed, name=_stream(layer), rank=rank, world=world),
+        Order([1], batch=shapes[0][0], seed=seed, name=_stream(layer), **share._asdict()),
         Warp(size, param.context_pad, param.crop_mode == "square"),
         shapes,
         fg_fraction=param.fg_fraction,
@@ -239,7 +230,7 @@ class DummyBatches:
     drawn anew.
     """
 
-    def __init__(self, layer: Any, shapes: Sequence[Shape], seed: int, fill: Fill | None, rank: int = 0) -> None:
+    def __init__(self, layer: Any, shapes: Sequence[Shape], seed: int, fill: Fill | None, share: Share = ALONE) -> None:
         fillers = list(layer.proto.dummy_data_param.data_filler)
         if len(fillers) not in (0, 1, len(shapes)):
             raise LayerError(
@@ -247,11 +238,11 @@ class DummyBatches:
                 field=("dummy_data_param", "data_filler"),
                 hint="give none, one for all tops, or one per top",
             )
-        self.shapes, self.seed, self.fill, self.name, self.rank = tuple(shapes), seed, fill, _stream(layer), rank
+        self.shapes, self.seed, self.fill, self.name, self.share = tuple(shapes), seed, fill, _stream(layer), share
         self.fillers = fillers * len(shapes) if len(fillers) == 1 else fillers or [None] * len(shapes)
 
     def make(self, k: int) -> list[np.ndarray]:
-        rng = generator(self.seed, self.name, 4 + self.rank, k)
+        rng = generator(self.seed, self.name, 4, k * self.share.world + self.share.rank)
         return [np.ascontiguousarray(self._top(f, s, rng), np.float32) for f, s in zip(self.fillers, self.shapes)]
 
     def _top(self, filler: Any, shape: Shape, rng: np.random.Generator) -> np.ndarray:

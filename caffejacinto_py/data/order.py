@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,15 @@ def generator(seed: int, name: str, stream: int, number: int) -> np.random.Gener
     return np.random.default_rng([seed & _MASK, zlib.crc32(name.encode()), stream, number])
 
 
+class Share(NamedTuple):
+    """Which batches are this rank's: `rank`, `rank + world`, ... parts: so many batches in a row are parts of one
+    batch, for which the random numbers are drawn: data then do not depend on how many ranks share them."""
+
+    rank: int = 0
+    world: int = 1
+    parts: int = 1
+
+
 class Order:
     """The endless sequence of record ordinals that a source layer reads, cut into batches.
 
@@ -24,8 +34,8 @@ class Order:
     permutes the files and the records inside each file, never across (HDF5Data of BVLC Caffe); one group is a plain
     permutation.
 
-    rank, world: data-parallel training. Rank r takes batches r, r + world, ...: every record of an epoch goes to one
-    rank. rand_skip: start up to that many records later, drawn from the seed.
+    rank, world, parts: see `Share`; every record of an epoch goes to one rank. rand_skip: start up to that many records
+    later, drawn from the seed.
     """
 
     def __init__(
@@ -39,6 +49,7 @@ class Order:
         rand_skip: int = 0,
         rank: int = 0,
         world: int = 1,
+        parts: int = 1,
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
@@ -47,7 +58,7 @@ class Order:
         if self.count <= 0 or batch <= 0:
             raise ValueError(f"{self.count} records in batches of {batch}")
         self.batch, self.seed, self.name, self.shuffle = batch, seed, name, shuffle
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.parts = rank, world, parts
         self.skip = int(generator(seed, name, _SKIP, 0).integers(rand_skip)) if rand_skip else 0
         self._permutations: dict[int, np.ndarray] = {}
 
@@ -68,9 +79,11 @@ class Order:
             index[here] = self._permutation(int(epoch))[index[here]]
         return index
 
-    def random(self, k: int) -> np.random.Generator:
-        """The generator for everything random inside batch k."""
-        return generator(self.seed, self.name, _BATCH, self.number(k))
+    def draws(self, k: int, draw: Callable[[int, np.random.Generator], np.ndarray]) -> np.ndarray:
+        """The random numbers of batch k, a row for each record. draw: makes that many rows."""
+        whole, part = divmod(self.number(k), self.parts)
+        rows = draw((part + 1) * self.batch, generator(self.seed, self.name, _BATCH, whole))
+        return rows[part * self.batch :]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         found = self._permutations.get(epoch)

@@ -262,7 +262,7 @@ class WindowBatches:
 
     def make(self, k: int) -> list[np.ndarray]:
         out, labels = np.zeros(self.shapes[0], np.float32), np.zeros(self.shapes[0][0], np.float32)
-        draws = self.order.random(k).random((len(out), 2))
+        draws = self.order.draws(k, lambda n, rng: rng.random((n, 2)))
         for i, (which, coin) in enumerate(draws.tolist()):
             windows = self.file.background if i < self.counts[0] else self.file.foreground
             chosen = int(which * len(windows))

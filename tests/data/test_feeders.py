@@ -17,6 +17,7 @@ import pytest
 
 from caffejacinto_py.data import make_feeder, probe
 from caffejacinto_py.data.convert import LmdbWriter
+from caffejacinto_py.data.order import Share
 from caffejacinto_py.errors import CaffeError, DataError, LayerError, UsageError
 from caffejacinto_py.layers.fillers import fill
 from caffejacinto_py.schema.datum import make_datum
@@ -115,7 +116,7 @@ def test_train_and_test_nets_share_one_database(tmp_path: Path) -> None:
 def test_ranks_get_disjoint_batches(tmp_path: Path) -> None:
     raw_lmdb(tmp_path / "db", 12)
     layer = data_layer(tmp_path / "db", 2)
-    parts = [feed(layer, 3, rank=r, world=2) for r in range(2)]
+    parts = [feed(layer, 3, share=Share(r, 2)) for r in range(2)]
     assert [[b[1].tolist() for b in p] for p in parts] == [[[0, 1], [4, 5], [8, 9]], [[2, 3], [6, 7], [10, 11]]]
 
 

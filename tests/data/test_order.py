@@ -60,7 +60,7 @@ def test_ranks_take_disjoint_batches_that_add_up(shuffle: bool) -> None:
         assert [p.records(k).tolist() for p in parts] == [whole.records(3 * k + r).tolist() for r in range(3)]
     epoch = np.concatenate([p.records(k) for p in parts for k in range(4)])
     assert sorted(epoch) == list(range(24))
-    draws = {p.random(0).integers(1 << 62) for p in parts}
+    draws = {float(p.draws(0, lambda n, rng: rng.random(n))[0]) for p in parts}
     assert len(draws) == 3
 
 
@@ -73,3 +73,14 @@ def test_rand_skip_shifts_the_start_once() -> None:
 def test_nonsense_is_refused(bad: dict) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError):
         Order(**{"groups": [3], "batch": 1, **bad})
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_parts_of_a_batch_have_its_random_numbers(world: int) -> None:
+    """However many ranks share a batch, each record gets the same numbers."""
+    ranks = [Order([50], batch=12 // world, seed=3, rank=r, world=world, parts=world) for r in range(world)]
+    for k in range(3):
+        whole = Order([50], batch=12, seed=3)
+        rows = np.concatenate([r.draws(k, lambda n, rng: rng.random((n, 2))) for r in ranks])
+        np.testing.assert_array_equal(rows, whole.draws(k, lambda n, rng: rng.random((n, 2))))
+        np.testing.assert_array_equal(np.concatenate([r.records(k) for r in ranks]), whole.records(k))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from caffejacinto_py.data import make_feeder, probe
+from caffejacinto_py.data.order import Share
 from caffejacinto_py.data.windows import Place, Warp, WindowFile
 from caffejacinto_py.errors import DataError, LayerError
 
@@ -151,7 +152,7 @@ def test_batches_do_not_depend_on_the_workers(windows: Path, options: dict) -> N
     assert np.array_equal(later[0][0], once[4][0])
     assert np.array_equal(later[1][0], once[5][0])
     assert not np.array_equal(feed(layer, 1, seed=8)[0][0], once[0][0])
-    assert not np.array_equal(feed(layer, 1, rank=1, world=2)[0][0], once[0][0])
+    assert not np.array_equal(feed(layer, 1, share=Share(1, 2))[0][0], once[0][0])
 
 
 HEAD = "# 0\na.png\n3\n10\n12\n"
