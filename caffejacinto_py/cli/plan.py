@@ -25,8 +25,8 @@ TABLE = ((1, 224), (8, 224), (1, 500), (8, 500))  # batch, image size
     "--solver", type=options.FILE, help="A solver: its training net is planned, its type decides the history."
 )
 @click.option("--memory-budget", metavar="BYTES", help="What training may take, such as 1.5GiB, 512MiB, 800MB.")
-@click.option("--strategy", default="rotor", show_default=True, metavar="rotor|revolve|sequential[:S]|none",
-              help="How to choose what is computed again.")  # fmt: skip
+@click.option("--strategy", metavar="rotor|revolve|sequential[:S]|none",
+              help="How to choose what is computed again.  [default: the solver's, or rotor]")  # fmt: skip
 @click.option("--batch", type=click.IntRange(min=1), help="Batch size, in place of the net's.")
 @click.option("--profile", is_flag=True, help="Measure times and bytes of the stages here, on random inputs.")
 @click.option("--table", is_flag=True, help="Bytes by batch and image size instead; of ResNet-18 to 152 without MODEL.")
@@ -38,7 +38,7 @@ def command(
     model: Path | None,
     solver: Path | None,
     memory_budget: str | None,
-    strategy: str,
+    strategy: str | None,
     batch: int | None,
     profile: bool,
     table: bool,
@@ -47,10 +47,10 @@ def command(
 ) -> int:
     """Plan training in little memory: what is kept for backward, and what is computed again.
 
-    MODEL is a net, text; its data is not opened. Without --memory-budget: the stages, and what budgets would cost. With
-    it also the schedule: stage numbers, [those in brackets] are run again in backward; predicted peak and time. `train
-    --memory-budget` runs that schedule. Exit code 1 where no schedule fits: the message names the least budget, the
-    largest batch and the layer that needs most. See docs/memory.md.
+    MODEL is a net, text; its data is not opened. Without --memory-budget (or `memory` of the solver): the stages, and
+    what budgets would cost. With it also the schedule: stage numbers, [those in brackets] are run again in backward;
+    predicted peak and time. `train --memory-budget` runs that schedule. Exit code 1 where no schedule fits: the message
+    names the least budget, the largest batch and the layer that needs most. See docs/memory.md.
 
     JSON: {"name", "batch", "strategy", "budget", "fixed" (weights, gradients, history), "plain" and "planned":
     {"peak", "kept", "seconds", "forwards"}, "ratio" (of time), "schedule", "stages": [{"name", "first", "last" (steps),
@@ -65,10 +65,16 @@ def command(
     from caffejacinto_py.engine.memory import strategies
     from caffejacinto_py.engine.memory.budget import make_plan, parse_bytes
     from caffejacinto_py.passes.memory import with_batch
+    from caffejacinto_py.solver.memory import limits
 
-    chosen = strategies.parse(strategy)
+    if strategy is not None:
+        strategies.parse(strategy)
     budget = None if memory_budget is None else parse_bytes(memory_budget)
-    graph, kind = _graph(model, solver, given)
+    graph, param = _graph(model, solver, given)
+    said = limits(param)
+    budget = said.budget if budget is None and said is not None else budget
+    strategy = strategy or param.memory.strategy or strategies.NAMES[0]
+    chosen, kind = strategies.parse(strategy), str(param.type)
     if batch is not None:
         graph = with_batch(graph, batch)
     refine = _profiler(graph, given["threads"]) if profile else None
@@ -81,9 +87,10 @@ def command(
     return 0
 
 
-def _graph(model: Path | None, solver: Path | None, given: dict[str, Any]) -> tuple[Graph, str]:
-    """The TRAIN graph and the type of the solver."""
+def _graph(model: Path | None, solver: Path | None, given: dict[str, Any]) -> tuple[Graph, Any]:
+    """The TRAIN graph and the solver's message; of MODEL the default's."""
     from caffejacinto_py.checking import fit
+    from caffejacinto_py.schema import pb
     from caffejacinto_py.schema.dialect import resolve_dialect
     from caffejacinto_py.schema.upgrade import load_net, load_solver
     from caffejacinto_py.solver import settings
@@ -91,14 +98,14 @@ def _graph(model: Path | None, solver: Path | None, given: dict[str, Any]) -> tu
 
     state: dict[str, Any] = {"phase": "TRAIN", "level": given["level"], "stages": given["stage"]}
     if model is not None:
-        return fit(load_net(model), data_shape=given["data_shape"], **state)[0], "SGD"
+        return fit(load_net(model), data_shape=given["data_shape"], **state)[0], pb.SolverParameter()
     doc = load_solver(str(solver))
     where = lambda *path: doc.locs.find(path)  # noqa: E731
     source = train_source(doc.message, where, NetFiles(where), level=given["level"] or None, stages=given["stage"])
     dialect = resolve_dialect(source.doc.message, doc.message)
     settings.check(doc.message, where, dialect)
     state |= {"level": source.level, "stages": source.stages, "dialect": dialect}
-    return fit(source.doc, data_shape=given["data_shape"], **state)[0], str(doc.message.type)
+    return fit(source.doc, data_shape=given["data_shape"], **state)[0], doc.message
 
 
 def _profiler(graph: Graph, threads: int | None) -> Any:

@@ -42,9 +42,10 @@ _EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
     type=options.FILE,
     help="Write a JSON line per event to this file; 'none': nowhere.  [default: SNAPSHOT_PREFIX_metrics.jsonl]",
 )
-@click.option("--memory-budget", metavar="BYTES", help="Train within 1.5GiB, 800MB, ...: compute blobs again.")
+@click.option("--memory-budget", metavar="BYTES",
+              help="Train within 1.5GiB, 800MB, ...: compute blobs again. 'none': no budget at all.")  # fmt: skip
 @click.option("--memory-strategy", metavar="rotor|revolve|sequential[:S]|none",
-              help="For --memory-budget: how to choose what is computed again.  [default: rotor]")  # fmt: skip
+              help="How to choose what is computed again.  [default: the solver's, or rotor]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the nets and the plan; touch no data, write nothing.")
 @options.log_level
 @options.as_json
@@ -58,6 +59,7 @@ def command(solver: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     (last snapshot, or null), "seconds"}. With --dry-run: {"solver": fields, "dialect", "sparsity": lines, "nets": as
     `summary` gives them, each with "quantization" and "memory": lines}.
     """
+    from caffejacinto_py.cli.memory import set_limits
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.schema.edit import set_field
     from caffejacinto_py.schema.upgrade import load_solver
@@ -66,6 +68,7 @@ def command(solver: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     doc = load_solver(solver)
     set_field(doc.message, *given["assignments"])
     set_teacher(doc.message, given["teacher"])
+    set_limits(doc.message, given)
     if given["iterations"]:
         doc.message.max_iter = given["iterations"]
     if dry_run:
@@ -111,11 +114,10 @@ def _start(param: Any, given: dict[str, Any], log: Any) -> tuple[str | None, tup
 def _train(
     doc: Document, resume: str | None, weights: tuple[str, ...], given: dict[str, Any], as_json: bool, log: Any
 ) -> int:
-    from caffejacinto_py.cli import devices, memory
+    from caffejacinto_py.cli import devices
     from caffejacinto_py.cli.running import Remember
     from caffejacinto_py.solver import Solver
 
-    limits = memory.limits(given)
     mode = type(doc.message).SolverMode.Name(doc.message.solver_mode)
     device = devices.pick(given["gpu"], solver_mode=mode, log=log)
     log.info("Use %s.", "CPU" if device == "cpu" else device)
@@ -135,7 +137,6 @@ def _train(
         precision=given["precision"],
     )
 
-    memory.attach_to(run, limits, log)
     run.metrics = seen = Remember(_metrics(run.param, given["metrics"]))
     started = time.perf_counter()
     run.solve(resume)
@@ -200,8 +201,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
         table = resolve(graph, given["precision"])
         lines = [] if table.plain else precise(table)
         quantized = quantized_lines(graph)
-        bounds = memory.limits(given) if phase == "TRAIN" else None
-        bytes_ = memory.planned(graph, bounds, solver=param.type, fused=not quantized)
+        bytes_ = memory.planned(graph, param, fused=not quantized) if phase == "TRAIN" else []
         more = {"data_shape": shape, "precision": lines, "quantization": quantized, "memory": bytes_}
         found.append({**describe(graph), **more})
         sparse = sparse_lines(param, graph, where) if phase == "TRAIN" else sparse

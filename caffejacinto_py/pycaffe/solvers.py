@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -15,6 +16,8 @@ from caffejacinto_py.schema.upgrade import load_solver
 from caffejacinto_py.solver import Solver as Loop
 from caffejacinto_py.solver import lr
 from caffejacinto_py.solver.loop import Callbacks
+
+log = logging.getLogger(__name__)
 
 
 class Solver:
@@ -33,6 +36,8 @@ class Solver:
             doc.message.random_seed = MODE.seed
         self._loop = Loop(doc, device=MODE.device, layout="nchw", python_layers=True, compat=MODE.compat,
                           precision="fp32")  # fmt: skip  # blobs are float32 arrays
+        if self._loop.memory is not None:
+            log.warning("Memory: pycaffe runs passes that it shows layer by layer, and keeps everything then")
         self._last = 0
         self._own = False
         self._loop.callbacks.append(Callbacks(self._choose_pass, lambda: None))

@@ -17,7 +17,7 @@ from caffejacinto_py.errors import CaffeError, Loc, UsageError
 from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
 from caffejacinto_py.schema.upgrade import load_solver, upgrade_solver
-from caffejacinto_py.solver import build, lr, nets, rules, settings, watch
+from caffejacinto_py.solver import build, lr, memory, nets, rules, settings, watch
 from caffejacinto_py.solver.feed import Feed
 from caffejacinto_py.solver.logs import number, output_lines
 from caffejacinto_py.solver.metrics import Metrics
@@ -105,8 +105,8 @@ class Solver(Resumable):
         self.rule = rules.make(self.net.learnable, param, larc=param.larc, floor=self.dialect.delta_floor)
         self.scaling = Scaling(self.net, chosen=precision == "fp16")
         self.sparse = Sparse(self.net, param, self.where, self.dialect)
-        self.iter = 0
-        self.current_step = 0
+        self.memory = memory.plan_solver(self)
+        self.iter = self.current_step = 0
         self.losses = Losses(param.average_loss)
         self.clock = Clock()
         self.metrics = Metrics(metrics, tensorboard=tensorboard)

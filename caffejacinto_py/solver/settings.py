@@ -7,7 +7,7 @@ from typing import Any
 
 from caffejacinto_py.errors import CaffeError, PrototxtError, near, raise_all
 from caffejacinto_py.schema.dialect import Dialect
-from caffejacinto_py.solver import lr
+from caffejacinto_py.solver import lr, memory
 from caffejacinto_py.solver.lr import Where
 from caffejacinto_py.solver.rules import RULES
 
@@ -69,6 +69,10 @@ def check(param: Any, where: Where, dialect: Dialect) -> None:
         errors.append(_wrong(where, "rms_decay", f"rms_decay must be in [0, 1), not {param.rms_decay:g}"))
     if param.type == "Adam" and not 0 <= param.momentum2 < 1:
         errors.append(_wrong(where, "momentum2", f"momentum2 must be in [0, 1), not {param.momentum2:g}"))
+    try:
+        memory.limits(param, where)
+    except CaffeError as e:
+        errors.append(e)
     raise_all(errors)
     _warn(param, where, dialect)
 

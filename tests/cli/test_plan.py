@@ -83,7 +83,7 @@ def test_plan_refuses(folder: Path, capsys: Capture) -> None:
     assert main(["plan", "net.prototxt", "--memory-budget=1000"]) == 1
     err = capsys.readouterr().err
     assert "weights, gradients and history alone take" in err
-    assert "give at least --memory-budget" in err
+    assert "give it at least" in err
     assert main(["plan", "net.prototxt", "--strategy=none", "--memory-budget=11kB"]) == 1
     assert re.search(r"batch 4 the least is .* most is needed at layer", capsys.readouterr().err)
 
@@ -131,6 +131,29 @@ def test_training_within_a_budget_gives_the_same_snapshot(folder: Path, capsys: 
         assert main(["train", "--solver=solver.prototxt", budget, "--memory-strategy=sequential:2"]) == 0
         assert "Memory: planned" in capsys.readouterr().err
         assert Path("snap_iter_4.caffemodel").read_bytes() == plain
+
+
+def test_the_budget_of_a_solver(folder: Path, capsys: Capture) -> None:
+    """Its field and the option are one thing; the command line wins."""
+    text = Path("solver.prototxt").read_text()
+    Path("solver.prototxt").write_text(text + 'memory { budget: "5kB" strategy: "sequential:2" }\n')
+    train = ["train", "--solver=solver.prototxt"]
+    for args in (train, [*train, "--dry-run"], ["plan", "--solver=solver.prototxt"]):
+        assert main(args) == 1
+        assert "too small" in capsys.readouterr().err
+    for words in (["--memory-budget=1MB"], ["--memory-budget=none"], ["--set=memory.budget=1MB"]):
+        assert main([*train, *words, "--dry-run"]) == 0
+        assert ("Memory: planned" in capsys.readouterr().out) == ("none" not in words[0])
+    assert main([*train, "--memory-budget=1MB"]) == 0
+    assert "Memory: planned" in capsys.readouterr().err
+    assert main([*train, "--memory-budget=none", "--memory-strategy=rotor"]) == 2
+    assert main(["plan", "--solver=solver.prototxt", "--memory-budget=1MB", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["strategy"] == "sequential:2"
+    Path("solver.prototxt").write_text(text + 'memory { budget: "lots" }\n')
+    for args in (train, [*train, "--dry-run"], ["check", "solver.prototxt"], ["plan", "--solver=solver.prototxt"]):
+        assert main(args) == 3
+        found = capsys.readouterr()
+        assert re.search(r"solver.prototxt:\d+:10: (error: )?.*'lots' is no number of bytes", found.out + found.err)
 
 
 def test_train_refuses_a_budget(folder: Path, capsys: Capture) -> None:

@@ -151,6 +151,18 @@ def test_a_solver_in_the_recipe(folder: Path) -> None:
     assert second.iterations == 2
 
 
+def test_a_memory_budget_for_a_stage(folder: Path) -> None:
+    edit(folder, "max_iter: ${iterations}", "max_iter: 10\n      memory: {budget: 1GB, strategy: revolve}")
+    first, second, *_ = jobs(folder)
+    assert (first.solver.memory.budget, first.solver.memory.strategy) == ("1GB", "revolve")
+    assert not second.solver.HasField("memory")
+    edit(folder, "budget: 1GB", "budget: lots")
+    found = error(folder)
+    assert "'lots' is no number of bytes" in found.text
+    assert found.loc is not None
+    assert (found.loc.file, found.loc.line) == ("recipe.yaml", 17)
+
+
 def test_a_train_stage_without_a_solver(folder: Path) -> None:
     edit(folder, "  solver: solver.prototxt\n", "  net: net.prototxt\n")
     assert "needs a solver" in str(error(folder))

@@ -132,7 +132,7 @@ def _too_small(
         text += f"with '{strategy.name}' and batch {best.batch} the least is {in_units(best.peak)}"
         text += f" ({in_units(best.fixed)} of it weights, gradients and history); most is needed at layer '{stage}'"
     batch = _largest_batch(graph, best, strategy, item=item, fused=fused)
-    hint = f"give at least --memory-budget {in_units(best.peak)}"
+    hint = f"give it at least {in_units(best.peak)}"
     if batch:
         divisor = max(b for b in range(1, batch + 1) if best.batch % b == 0)
         times = best.batch // divisor

@@ -1,0 +1,71 @@
+"""`memory { budget strategy }` of a solver: training within so many bytes. Ours; docs/memory.md."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from caffejacinto_py.engine.memory import strategies
+from caffejacinto_py.engine.memory.budget import MemoryPlan, attach, in_units, parse_bytes
+from caffejacinto_py.errors import PrototxtError, UsageError
+from caffejacinto_py.passes.memory import account
+from caffejacinto_py.solver.lr import Where, nowhere
+
+if TYPE_CHECKING:
+    from caffejacinto_py.solver.loop import Solver
+
+log = logging.getLogger(__name__)
+
+
+class Limits(NamedTuple):
+    """What the fields say. budget: bytes."""
+
+    budget: int
+    strategy: strategies.Strategy
+
+
+def limits(param: Any, where: Where = nowhere) -> Limits | None:
+    """None: the solver has no budget. Raises PrototxtError for words that say nothing."""
+    if not param.HasField("memory"):
+        return None
+    spec = param.memory
+    if not spec.budget:
+        raise PrototxtError("memory has no budget", loc=where("memory"), hint='add: budget: "1.5GiB"')
+    field = "budget"
+    try:
+        budget = parse_bytes(spec.budget)
+        field = "strategy"
+        return Limits(budget, strategies.parse(spec.strategy or strategies.NAMES[0]))
+    except UsageError as e:
+        raise PrototxtError(e.text, loc=where("memory", field), hint=e.hint) from e
+
+
+def plan_solver(solver: Solver) -> MemoryPlan | None:
+    """Let the training net run within the solver's budget and log the plan; None: there is no budget.
+
+    Raises BudgetError, UsageError, PrototxtError.
+    """
+    param, net = solver.param, solver.net
+    found = limits(param, solver.where)
+    if found is None:
+        return None
+    made = attach(net, found.budget, strategy=found.strategy, solver=param.type)
+    log.info("%s", line(made))
+    for i, test in enumerate(solver.test_nets):
+        need = made.fixed - made.memory.gradients + account(test.graph, item=test.dtype.itemsize).live
+        if need > found.budget:
+            text = "Memory: test net #%d takes %s, more than the budget: give it a smaller batch_size"
+            log.warning(text, i, in_units(need))
+    if net.hook is not None:
+        log.warning("Memory: copies that the simulation of this net makes are not in the plan")
+    if param.debug_info and param.display:
+        log.warning("Memory: iterations that debug_info shows run layer by layer and keep everything")
+    return made
+
+
+def line(made: MemoryPlan) -> str:
+    """A plan in one line."""
+    names = ("planned", "weights, gradients, history", "activations", "unplanned")
+    sizes = (made.peak, made.fixed, made.cost.peak, made.plain.peak)
+    peak, fixed, acts, plain = (f"{name} {in_units(n)}" for name, n in zip(names, sizes, strict=True))
+    return f"Memory: {peak}: {fixed}, {acts} ({plain}); {made.ratio:.3f} of the time of a pass"
