@@ -2,7 +2,8 @@
 
 Checked: inferred = real shapes; declared = real blobs; forward against a float64 numpy oracle; float32 keeps its type;
 gradients against finite differences; another batch size with the same module; TRAIN and TEST; in-place = out-of-place;
-channels_last = contiguous; torch.compile where asked.
+channels_last = contiguous; torch.compile where asked; on a GPU that is not there (tests/gpu/fake.py), where no
+layer may mix devices or make the host wait.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from caffejacinto_py.layers import registry
 from caffejacinto_py.layers.base import Blob, Context, Layer, Shape
 from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.dialect import DIALECTS
+from tests.gpu.fake import CUDA, fake_cuda
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 Arrays = list[np.ndarray]
@@ -30,6 +32,7 @@ class Case:
 
     ins: bottom shapes. oracle: (bottoms, blobs) in float64 -> tops. kinks: inputs and blobs stay `band` away from these
     values. labels: bottom index -> number of classes (random integers). low, high: range of the other bottoms.
+    waits: on a GPU the host must look at the data.
     blobs: values of the learnable blobs, default random in [0.5, 1.5]. bottoms: exact values instead of random ones.
     """
 
@@ -50,6 +53,7 @@ class Case:
     rebatch: bool = True
     phases_agree: bool = True
     compiled: bool = False
+    waits: bool = False
 
 
 @dataclass
@@ -131,6 +135,7 @@ def check_layer(case: Case) -> None:
         _channels_last(case, bottoms)
     if case.compiled:
         _compiled(case, bottoms)
+    _on_a_gpu(case, bottoms)
 
 
 def _build(case: Case, ins: Sequence[Shape], *, dtype: torch.dtype = torch.float64, phase: str | None = None) -> Built:
@@ -273,3 +278,32 @@ def _channels_last(case: Case, bottoms: Arrays) -> None:
 def _compiled(case: Case, bottoms: Arrays) -> None:
     for a, b in zip(_run(case, _tensors(bottoms)), _run(case, _tensors(bottoms), compiled=True), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+def _on_a_gpu(case: Case, bottoms: Arrays) -> None:
+    kept = torch.get_rng_state()
+    want = _passes(case, _tensors(bottoms, torch.float32), torch.device("cpu"))
+    torch.set_rng_state(kept)
+    with fake_cuda() as seen:
+        inputs = [t.to(CUDA) for t in map(torch.from_numpy, (np.array(b, np.float32) for b in bottoms))]
+        seen.forget()
+        found = _passes(case, inputs, CUDA)
+        waits = [w for w in seen.waits if w[1]]
+        for got in found:
+            assert got.device == CUDA
+    assert case.waits or not waits, "the host waits for the device"
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5, equal_nan=True)
+
+
+def _passes(case: Case, inputs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Tops and gradients, in float32."""
+    built = _build(case, case.ins, dtype=torch.float32)
+    built.module.to(device)
+    diff = [x.requires_grad_(True) for i, x in enumerate(inputs) if built.layer.differentiable(i)]
+    tops = built(*[x * 1.0 for x in inputs])
+    live = [t for t in tops if t.requires_grad]
+    if live:
+        torch.autograd.backward(live, [torch.ones_like(t) for t in live])
+    grads = [x.grad for x in (*diff, *built.blobs)]
+    return [*(t.detach() for t in tops), *(g for g in grads if g is not None)]

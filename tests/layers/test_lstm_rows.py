@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -57,7 +59,8 @@ def test_sequence(shape: tuple[int, ...], marks: bool) -> None:
     first = np.random.default_rng(5).normal(size=shape)
     bottoms = [first, MARKS if shape == (T, N, D) else MARKS.reshape(-1)] if marks else [first]
     text = _text(n=None if shape == (T, N, D) else N)
-    check_layer(Case(text, [b.shape for b in bottoms], oracle, bottoms=bottoms, blobs=_blobs(), rebatch=False))
+    options: dict[str, Any] = {"bottoms": bottoms, "blobs": _blobs(), "rebatch": False, "waits": marks}
+    check_layer(Case(text, [b.shape for b in bottoms], oracle, **options))
 
 
 @pytest.mark.parametrize("plain", [False, True])

@@ -82,13 +82,19 @@ AL = 'type: "ROIAlign" roi_align_param { pooled_h: 3 pooled_w: 2 spatial_scale: 
 CASES = {
     "psroi_3": case(PS % 3, 18, lambda x, r: psroi(x, r, 3, 0.5), compiled=True),
     "psroi_1": case(PS % 1, 2, lambda x, r: psroi(x, r, 1, 0.5)),
-    "align_by_size": case(AL % "", 2, lambda x, r: align(x, r, (3, 2), 0.5, -1)),
+    "align_by_size": case(AL % "", 2, lambda x, r: align(x, r, (3, 2), 0.5, -1), waits=True),
     "align_2": case(AL % "sampling_ratio: 2", 2, lambda x, r: align(x, r, (3, 2), 0.5, 2), compiled=True),
     "align_roi_pooling_param": case(
-        'type: "ROIAlign" roi_pooling_param { pooled_h: 2 pooled_w: 2 }', 2, lambda x, r: align(x, r, (2, 2), 1, -1)
+        'type: "ROIAlign" roi_pooling_param { pooled_h: 2 pooled_w: 2 }',
+        2,
+        lambda x, r: align(x, r, (2, 2), 1, -1),
+        waits=True,
     ),
     "align_aligned": case(
-        'type: "RoIAlign" roi_align_param { aligned_h: 2 aligned_w: 1 }', 2, lambda x, r: align(x, r, (2, 1), 1, -1)
+        'type: "RoIAlign" roi_align_param { aligned_h: 2 aligned_w: 1 }',
+        2,
+        lambda x, r: align(x, r, (2, 1), 1, -1),
+        waits=True,
     ),
 }
 

@@ -122,6 +122,7 @@ CASES = {
         lambda b, _: [_roi(b[0], b[1], (3, 2), 0.5)],
         bottoms=[RANDOM.permutation(2 * 3 * 7 * 6).reshape(S) / 50, ROIS],
         rebatch=False,
+        waits=True,
     ),
     "roi_4_axes": Case(
         'type: "ROIPooling" roi_pooling_param { pooled_h: 2 pooled_w: 4 }',
@@ -129,6 +130,7 @@ CASES = {
         lambda b, _: [_roi(b[0], b[1], (2, 4), 1)],
         bottoms=[RANDOM.permutation(2 * 3 * 7 * 6).reshape(S) / 50, ROIS.reshape(8, 5, 1, 1)],
         rebatch=False,
+        waits=True,
     ),
 }
 

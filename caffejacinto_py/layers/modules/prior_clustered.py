@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from caffejacinto_py.layers.modules.constant import Constant
+
 Pair = tuple[float, float]
 
 
@@ -24,8 +26,8 @@ class PriorBoxClustered(nn.Module):
         variance: list[float],
     ) -> None:
         super().__init__()
-        self.boxes, self.image, self.step, self.offset, self.clip = boxes, image, step, offset, clip
-        self.variance = variance * 4 if len(variance) == 1 else variance
+        self.count, self.image, self.step, self.offset, self.clip = len(boxes), image, step, offset, clip
+        self.boxes, self.variance = Constant(boxes), Constant(variance * 4 if len(variance) == 1 else variance)
 
     def forward(self, features: Tensor, images: Tensor) -> Tensor:
         h, w = features.shape[2:]
@@ -33,11 +35,11 @@ class PriorBoxClustered(nn.Module):
         step = self.step or (image[0] / h, image[1] / w)
         like: dict[str, Any] = {"dtype": features.dtype, "device": features.device}
         center = [(torch.arange(n, **like) + self.offset) * s / i for n, s, i in zip((h, w), step, image, strict=True)]
-        half = torch.tensor(self.boxes, **like) / 2 / torch.tensor(image, **like)
+        high, wide = (self.boxes.like(features)[:, i] / 2 / image[i] for i in (0, 1))
         y, x = center[0][:, None, None], center[1][:, None]
-        sides = (x - half[:, 1], y - half[:, 0], x + half[:, 1], y + half[:, 0])
-        corners = torch.stack([s.expand(h, w, len(self.boxes)) for s in sides], -1)
+        sides = (x - wide, y - high, x + wide, y + high)
+        corners = torch.stack([s.expand(h, w, self.count) for s in sides], -1)
         if self.clip:
             corners = corners.clamp(0, 1)
-        variance = torch.tensor(self.variance, **like).expand_as(corners)
+        variance = self.variance.like(features).expand_as(corners)
         return torch.stack([corners.flatten(), variance.flatten()])[None]

@@ -201,11 +201,13 @@ class _Recurrent(nn.Module):
                     setattr(self, name, value.detach().clone())
         return ()
 
-    def cuts(self, x: Tensor, cont: Tensor) -> list[int] | None:
-        """`stretches` where torch's fused kernel is the better road, else None."""
+    def cuts(self, x: Tensor, cont: Tensor, *, whole: bool = False) -> list[int] | None:
+        """`stretches` where torch's fused kernel is the better road, else None. whole: see `sequence`."""
         if self.static or x.device.type not in self.fused_on or x.dtype != torch.float32:
             return None
-        return None if torch.compiler.is_compiling() else stretches(cont)
+        if torch.compiler.is_compiling():
+            return None
+        return [0, len(cont)] if whole else stretches(cont)
 
     def input_part(self, x: Tensor, rest: Sequence[Tensor]) -> Tensor:
         """What the input and the static input add to the pre-activations, for all steps at once."""
@@ -255,10 +257,10 @@ class LSTM(_Recurrent):
         return (out, *tops) if tops else out
 
     def sequence(
-        self, x: Tensor, cont: Tensor, rest: Sequence[Tensor], states: list[Tensor]
+        self, x: Tensor, cont: Tensor, rest: Sequence[Tensor], states: list[Tensor], *, whole: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """(h (T, N, H), h and c at the end)."""
-        cuts = self.cuts(x, cont)
+        """(h (T, N, H), h and c at the end). whole: every cont is 1."""
+        cuts = self.cuts(x, cont, whole=whole)
         if cuts is not None:
             return self.fused(x, cont, cuts, states)
         inputs = self.input_part(x, rest)
@@ -280,8 +282,8 @@ class ClippedLSTM(LSTM):
         super().__init__(wx, bias, None, wh)
         self.n, self.limit = n, limit
 
-    def cuts(self, x: Tensor, cont: Tensor) -> list[int] | None:
-        return None if self.limit > 0 else super().cuts(x, cont)
+    def cuts(self, x: Tensor, cont: Tensor, *, whole: bool = False) -> list[int] | None:
+        return None if self.limit > 0 else super().cuts(x, cont, whole=whole)
 
     def forward(self, x: Tensor, *marks: Tensor) -> Tensor | tuple[Tensor, ...]:
         steps = x if self.n is None else x.reshape(-1, self.n, *x.shape[1:])
@@ -291,7 +293,7 @@ class ClippedLSTM(LSTM):
         else:
             cont = x.new_ones(steps.shape[:2])
             states = [x.new_zeros(steps.shape[1], self.wh.shape[1]) for _ in self.state_names]
-        out, states = self.sequence(steps, cont, (), states)
+        out, states = self.sequence(steps, cont, (), states, whole=not marks)
         if marks:
             self.finish(states)
         return out if self.n is None else out.flatten(0, 1)

@@ -40,7 +40,8 @@ def _places(x: Tensor, axis: int, out: int) -> Tensor:
     index = torch.arange(out, device=x.device)
     if size == out:
         return index
-    ratio = torch.tensor((size - 1) / (out - 1) if out > 1 else 0.0, dtype=torch.float32, device=x.device)
+    # filled where it is used: a copy to a GPU would make the host wait
+    ratio = torch.full((), (size - 1) / (out - 1) if out > 1 else 0.0, dtype=torch.float32, device=x.device)
     return torch.floor(index.float() * ratio + 0.5).long()
 
 
