@@ -235,6 +235,8 @@ def in_memory_order(x: Tensor) -> Tensor:
 
 
 def _like(value: Number, x: Tensor) -> Number:
+    if isinstance(value, Tensor) and x.is_cuda and not value.is_cuda:
+        return value.to(x.dtype).pin_memory().to(x.device, non_blocking=True)  # nobody waits for the device
     return value.to(x.device, x.dtype) if isinstance(value, Tensor) else value
 
 

@@ -8,7 +8,7 @@ al. 2013.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -115,14 +115,19 @@ class Sound(Simulation):
         weights = {(p.name, i): None for p in self.scheme.parts.values() for i, w in enumerate(p.weights) if w}
         blobs = [net.params[name][i].detach() for name, i in weights]
         pairs = [torch.stack(torch.aminmax(in_memory_order(b))).float() for b in blobs]
+        channels = self._channels(net, weights)
         # one look at the device for all numbers of the net
-        numbers = torch.cat([self.ranges.to(net.device), *(p[None] for p in pairs)]).tolist()
+        seen = torch.cat([self.ranges.to(net.device), *(p[None] for p in pairs), *channels.values()]).cpu()
+        numbers = seen[: len(self.rows) + len(pairs)].tolist()
         spans = dict(zip(weights, numbers[len(self.rows) :], strict=True))
+        rest = seen[len(numbers) :].split([len(c) for c in channels.values()])
+        edges = dict(zip(channels, rest, strict=True))
         tables: dict[str, Table] = {}
         bare = QParams(self.form.bits)
         for node in self.graph.nodes:
             part = self.scheme.parts[node.name]
-            ws = [self._weight(net, node, i, spans.get((node.name, i))) for i in range(len(part.weights))]
+            places = [(node.name, i) for i in range(len(part.weights))]
+            ws = [self._weight(node, i, spans.get(p), edges.get(p)) for i, p in enumerate(places)]
             ins = [replace(tables[p[0]][2][p[1]], quantize=False) if p else bare for p in part.inputs]
             applied = max((float(q.applied) for q in ins), default=1.0)
             if part.role == "product":
@@ -135,7 +140,18 @@ class Sound(Simulation):
             tables[node.name] = (ins, ws, outs)
         return tables
 
-    def _weight(self, net: Net, node: Node, i: int, span: list[float] | None) -> QParams:
+    def _channels(self, net: Net, weights: Iterable[Place]) -> dict[Place, Tensor]:
+        """(channels, 2), lowest and highest, of each weight that has a scale per channel."""
+        found = {}
+        for name, i in weights if self.scheme.settings.per_channel else ():
+            node = self.node(name)
+            axis = node.layer.output_axis([self.graph.shapes[v] for v in node.inputs])
+            if i == 0 and axis is not None:
+                rows = net.params[name][0].detach().movedim(axis, 0).flatten(1)
+                found[name, i] = torch.stack(torch.aminmax(rows, dim=1), 1).float()
+        return found
+
+    def _weight(self, node: Node, i: int, span: list[float] | None, edges: Tensor | None) -> QParams:
         s = self.scheme.settings
         form = Format(s.bits_bias if i else s.bits_weights, s.power2_weights, s.offset_weights)
         if span is None:
@@ -143,12 +159,8 @@ class Sound(Simulation):
         if not all(map(np.isfinite, span)):
             text = f"layer '{node.name}': blob {i} has values that are NaN or infinite and cannot be quantized"
             raise CaffeError(text, loc=node.loc)
-        axis = node.layer.output_axis([self.graph.shapes[v] for v in node.inputs])
-        if s.per_channel and i == 0 and axis is not None:
-            blob = net.params[node.name][0].detach()
-            rest = tuple(a for a in range(blob.dim()) if a != axis)
-            low, high = blob.amin(rest, keepdim=True), blob.amax(rest, keepdim=True)
-            return replace(per_channel(low.cpu(), high.cpu(), form), quantize=True)
+        if edges is not None:
+            return replace(per_channel(edges[:, 0], edges[:, 1], form), quantize=True)
         return replace(make_qparams(span[0], span[1], form), quantize=True)
 
     def _top(self, node: Node, k: int, applied: float, numbers: list[list[float]]) -> QParams:

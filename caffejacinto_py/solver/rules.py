@@ -122,7 +122,7 @@ class Rule:
         flat = [g for group in grads for g in group]
         if not flat or (reg.clip < 0 and reg.iter_size == 1):
             return None
-        size = torch.tensor(float(reg.iter_size), device=flat[0].device, dtype=flat[0].dtype)
+        size = torch.full((), float(reg.iter_size), device=flat[0].device, dtype=flat[0].dtype)  # a copy would wait
         if reg.clip < 0:
             return size
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(flat)))

@@ -33,7 +33,7 @@ WAITS = {
 MAY_MIX = {"copy_", "_foreach_copy_", "__getitem__", "__setitem__", "index_put_", "index_put", "index", "set_"}
 STRICT = {"stack", "cat", "_fused_sgd_", "_fused_adam_", "_fused_adagrad_"}  # scalars of the host will not do either
 PASS = {"_parse_to", "_has_compatible_shallow_copy_type"}  # what nn.Module.to asks
-FROM_NUMPY = torch.from_numpy
+FROM_NUMPY, RNG_STATE = torch.from_numpy, torch.get_rng_state
 
 
 @dataclass
@@ -87,7 +87,7 @@ class FakeCuda(TorchFunctionMode):
             return self.to_host(args[0].clone(), pinned=True)
         if name in ("cpu", "cuda", "to") and isinstance(args[0], Tensor):
             return self._to(name, args, kwargs)
-        if name == "numpy" and not self.on_host(args[0]) and not kwargs.get("force"):
+        if name == "numpy" and args[0].numel() and not self.on_host(args[0]) and not kwargs.get("force"):
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self._check(name, tensors, kwargs)
@@ -200,6 +200,9 @@ def fake_cuda() -> Iterator[Seen]:
     def synchronize(device: Any = None) -> None:
         mode.seen.synchronized += 1
 
+    def rng_state() -> Tensor:
+        return mode.to_host(RNG_STATE())
+
     device = SimpleNamespace(name="fake", total_memory=1 << 34, major=9, minor=0, multi_processor_count=132)
     here: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
@@ -212,7 +215,7 @@ def fake_cuda() -> Iterator[Seen]:
         "get_device_name": lambda i=0: device.name,
         "get_arch_list": lambda: ["sm_90"],
         "is_bf16_supported": lambda including_emulation=True: True,
-        "get_rng_state": lambda device=None: torch.get_rng_state(),
+        "get_rng_state": lambda device=None: rng_state(),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state),
         "manual_seed_all": lambda seed: None,
         "memory_allocated": lambda device=None: 0,
@@ -226,5 +229,6 @@ def fake_cuda() -> Iterator[Seen]:
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(torch.cuda, "_initialized", True))
         stack.enter_context(mock.patch.object(torch, "from_numpy", from_numpy))
+        stack.enter_context(mock.patch.object(torch, "get_rng_state", rng_state))
         stack.enter_context(mode)
         yield mode.seen
