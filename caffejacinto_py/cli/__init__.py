@@ -19,14 +19,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the program's own) and return its exit code.
 
     0 done; 1 failed while running; 2 usage; 3 prototxt, weights or data invalid; 4 a comparison found differences;
-    130 stopped by Ctrl-C. Never raises: errors go to stderr as one sentence, with a traceback only under `--debug`.
+    5 another rank of the training ended; 130 stopped by Ctrl-C. Never raises: errors go to stderr as one sentence, with a traceback only under `--debug`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = _take_debug(args)
     interrupts: list[int] = []
     try:
         with _noticing(interrupts):
-            return _run(args)
+            return _run(args, again=(*args, "--debug") if debug else tuple(args))
     except BrokenPipeError:
         _silence_stdout()
         return 1
@@ -44,11 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def _run(args: list[str]) -> int:
+def _run(args: list[str], *, again: Sequence[str]) -> int:
+    """again: the command line, for verbs that start more processes with it."""
     from caffejacinto_py.cli.group import cli
 
     try:
-        result = cli.main(args, prog_name="caffejacinto", standalone_mode=False)
+        result = cli.main(args, prog_name="caffejacinto", standalone_mode=False, obj=tuple(again))
         sys.stdout.flush()
     except KeyboardInterrupt:
         raise click.Abort from None

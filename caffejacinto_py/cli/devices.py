@@ -12,7 +12,15 @@ class DeviceError(CaffeError):
 
 
 def pick(gpu: str | None, *, solver_mode: str | None = None, log: logging.Logger) -> str:
-    """A torch device name. `--gpu` decides; without it the solver's mode ("CPU", "GPU", None).
+    """The torch device of a verb that runs on one. See `several`."""
+    found = several(gpu, solver_mode=solver_mode, log=log)
+    if len(found) > 1:
+        raise DeviceError(f"--gpu {gpu}: this verb runs on one GPU", hint=f"use --gpu {found[0].removeprefix('cuda:')}")
+    return found[0]
+
+
+def several(gpu: str | None, *, solver_mode: str | None = None, log: logging.Logger) -> list[str]:
+    """Torch device names, one at least. `--gpu` decides; without it the solver's mode ("CPU", "GPU", None).
 
     An explicit GPU that is not there raises DeviceError; a solver that merely says GPU falls back to the CPU with a
     warning. Raises UsageError for a `--gpu` that is no list of numbers.
@@ -22,21 +30,19 @@ def pick(gpu: str | None, *, solver_mode: str | None = None, log: logging.Logger
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu is None:
         if solver_mode != "GPU":
-            return "cpu"
+            return ["cpu"]
         if count:
-            return "cuda:0"
+            return ["cuda:0"]
         log.warning("solver_mode is GPU, but no CUDA GPU can be used here: running on the CPU")
-        return "cpu"
+        return ["cpu"]
     wanted = _numbers(gpu, count)
     if not wanted:
-        return "cpu"
+        return ["cpu"]
     if not count:
         raise DeviceError(f"--gpu {gpu}: no CUDA GPU can be used here", hint="leave --gpu out to run on the CPU")
     if wanted[-1] >= count:
         raise DeviceError(f"--gpu {gpu}: there are {count} GPUs, from 0 on", hint="see `caffejacinto device_query`")
-    if len(wanted) > 1:
-        raise DeviceError(f"--gpu {gpu}: this version runs on one GPU at a time", hint=f"use --gpu {wanted[0]}")
-    return f"cuda:{wanted[0]}"
+    return [f"cuda:{n}" for n in wanted]
 
 
 def _numbers(gpu: str, count: int) -> list[int]:

@@ -57,6 +57,7 @@ def open_net(model: Path, weights: Sequence[str], given: Mapping[str, Any], log:
     log.info("Use %s.", "CPU" if device == "cpu" else device)
     doc = load_net(model)
     dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
+    log.info("Dialect: %s (%s)", dialect.name, dialect.reason)
     source = NetSource(doc, str(model), given["level"], given["stage"])
     options: dict[str, Any] = {"dialect": dialect, "device": torch.device(device), "seed": 0}
     options["precision"] = given.get("precision")  # verbs without the option run what the net says

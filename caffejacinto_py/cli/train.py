@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caffejacinto_py.cli import options
+from caffejacinto_py.cli import options, ranks
 from caffejacinto_py.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from caffejacinto_py.solver import Solver
 
 _EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
+_HISTORY = click.Choice(["float32", "bfloat16", "int8"])  # passes.memory.HISTORY_TYPES
 
 
 @click.command()
@@ -26,6 +27,7 @@ _EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
               help="A frozen net that Teacher layers read; replaces net and weights of the solver's.")  # fmt: skip
 @click.option("--iterations", type=click.IntRange(min=1), help="Train to this iteration (replaces max_iter).")
 @options.gpu
+@ranks.options
 @options.state
 @click.option("--sigint-effect", type=_EFFECT, default="stop", show_default=True, help="What Ctrl-C does.")
 @click.option("--sighup-effect", type=_EFFECT, default="snapshot", show_default=True, help="What a hangup does.")
@@ -46,6 +48,8 @@ _EFFECT = click.Choice(["stop", "snapshot", "none"], case_sensitive=False)
               help="Train within 1.5GiB, 800MB, ...: compute blobs again. 'none': no budget at all.")  # fmt: skip
 @click.option("--memory-strategy", metavar="rotor|revolve|sequential[:S]|none",
               help="How to choose what is computed again.  [default: the solver's, or rotor]")  # fmt: skip
+@click.option("--history-type", type=_HISTORY,
+              help="What the update rule's history is between steps.  [default: the solver's]")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the nets and the plan; touch no data, write nothing.")
 @options.log_level
 @options.as_json
@@ -54,6 +58,8 @@ def command(solver: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
 
     Snapshots and --weights exclude each other, except that --snapshot auto falls back to --weights where there is no
     snapshot yet. Exit code 130 when Ctrl-C stopped the training (after its snapshot).
+
+    Several ranks (--ranks, --gpu=0,1, torchrun) share the batches and average gradients; see docs/ranks.md.
 
     JSON: {"iter", "max_iter", "stopped", "loss" (smoothed, or null), "tests": [{"net", output: mean}], "model", "state"
     (last snapshot, or null), "seconds"}. With --dry-run: {"solver": fields, "dialect", "sparsity": lines, "nets": as
@@ -69,12 +75,21 @@ def command(solver: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     set_field(doc.message, *given["assignments"])
     set_teacher(doc.message, given["teacher"])
     set_limits(doc.message, given)
+    if given["history_type"]:
+        doc.message.history_type = given["history_type"]
     if given["iterations"]:
         doc.message.max_iter = given["iterations"]
     if dry_run:
         return _plan(doc, given, as_json)
+    mode = type(doc.message).SolverMode.Name(doc.message.solver_mode)
+    place = ranks.place(given, solver_mode=mode, log=log)
+    if place.launch:
+        from caffejacinto_py.cli import launch
+
+        log.info("Starting %d ranks", place.world)
+        return launch.run(click.get_current_context().obj, place.world, threads=given["threads"])
     resume, weights = _start(doc.message, given, log)
-    return _train(doc, resume, weights, given, as_json, log)
+    return _train(doc, place, resume, weights, given, as_json, log)
 
 
 def set_teacher(param: Any, words: tuple[str, ...]) -> None:
@@ -112,18 +127,23 @@ def _start(param: Any, given: dict[str, Any], log: Any) -> tuple[str | None, tup
 
 
 def _train(
-    doc: Document, resume: str | None, weights: tuple[str, ...], given: dict[str, Any], as_json: bool, log: Any
+    doc: Document,
+    place: ranks.Place,
+    resume: str | None,
+    weights: tuple[str, ...],
+    given: dict[str, Any],
+    as_json: bool,
+    log: Any,
 ) -> int:
-    from caffejacinto_py.cli import devices
     from caffejacinto_py.cli.running import Remember
     from caffejacinto_py.solver import Solver
 
-    mode = type(doc.message).SolverMode.Name(doc.message.solver_mode)
-    device = devices.pick(given["gpu"], solver_mode=mode, log=log)
-    log.info("Use %s.", "CPU" if device == "cpu" else device)
+    log.info("Use %s.", "CPU" if place.device == "cpu" else place.device)
+    together = place.join(given["rank_timeout"])
+    resume, weights = together.share((resume, weights))
     run = Solver(
         doc,
-        device=device,
+        device=place.device,
         dialect=given["dialect"],
         compat=given["compat"],
         weights=weights,
@@ -135,12 +155,15 @@ def _train(
         sighup=given["sighup_effect"],
         python_layers=given["python_layers"],
         precision=given["precision"],
+        ranks=together,
+        sync_bn=given["sync_bn"],
     )
 
-    run.metrics = seen = Remember(_metrics(run.param, given["metrics"]))
+    run.metrics = seen = Remember(_metrics(run.param, given["metrics"]) if together.first else None)
     started = time.perf_counter()
     run.solve(resume)
-    if as_json:
+    together.leave()
+    if as_json and together.first:
         options.print_json(
             {
                 "iter": run.iter,

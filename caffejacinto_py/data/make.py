@@ -242,7 +242,7 @@ class DummyBatches:
         self.fillers = fillers * len(shapes) if len(fillers) == 1 else fillers or [None] * len(shapes)
 
     def make(self, k: int) -> list[np.ndarray]:
-        rng = generator(self.seed, self.name, 4, k * self.share.world + self.share.rank)
+        rng = generator(self.seed, self.name, 4, self.share.first + k * self.share.world + self.share.rank)
         return [np.ascontiguousarray(self._top(f, s, rng), np.float32) for f, s in zip(self.fillers, self.shapes)]
 
     def _top(self, filler: Any, shape: Shape, rng: np.random.Generator) -> np.ndarray:

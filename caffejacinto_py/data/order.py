@@ -18,12 +18,13 @@ def generator(seed: int, name: str, stream: int, number: int) -> np.random.Gener
 
 
 class Share(NamedTuple):
-    """Which batches are this rank's: `rank`, `rank + world`, ... parts: so many batches in a row are parts of one
-    batch, for which the random numbers are drawn: data then do not depend on how many ranks share them."""
+    """Which batches are this rank's: `first + rank`, `first + rank + world`, ... parts: so many batches in a row are parts
+    of one batch, for which the random numbers are drawn: data then do not depend on how many ranks share them."""
 
     rank: int = 0
     world: int = 1
     parts: int = 1
+    first: int = 0
 
 
 class Order:
@@ -34,7 +35,7 @@ class Order:
     permutes the files and the records inside each file, never across (HDF5Data of BVLC Caffe); one group is a plain
     permutation.
 
-    rank, world, parts: see `Share`; every record of an epoch goes to one rank. rand_skip: start up to that many records
+    rank, world, parts, first: see `Share`; every record of an epoch goes to one rank. rand_skip: start up to that many records
     later, drawn from the seed.
     """
 
@@ -50,6 +51,7 @@ class Order:
         rank: int = 0,
         world: int = 1,
         parts: int = 1,
+        first: int = 0,
     ) -> None:
         if not 0 <= rank < world:
             raise ValueError(f"rank {rank} of {world}")
@@ -58,13 +60,13 @@ class Order:
         if self.count <= 0 or batch <= 0:
             raise ValueError(f"{self.count} records in batches of {batch}")
         self.batch, self.seed, self.name, self.shuffle = batch, seed, name, shuffle
-        self.rank, self.world, self.parts = rank, world, parts
+        self.rank, self.world, self.parts, self.first = rank, world, parts, first
         self.skip = int(generator(seed, name, _SKIP, 0).integers(rand_skip)) if rand_skip else 0
         self._permutations: dict[int, np.ndarray] = {}
 
     def number(self, k: int) -> int:
         """The number of this rank's batch k among the batches of all ranks."""
-        return k * self.world + self.rank
+        return self.first + k * self.world + self.rank
 
     def records(self, k: int) -> np.ndarray:
         """Record ordinals of batch k: int64 of length `batch`."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from caffejacinto_py.engine.net import Net
+from caffejacinto_py.engine.ranks import ALONE, Ranks
 
 
 class Feeds(Protocol):
@@ -50,23 +51,41 @@ def loss_weights(net: Net) -> dict[str, float]:
     return {v.name: made.get(v, 0.0) for v in net.graph.outputs}
 
 
-def evaluate(net: Net, feeds: Feeds, iterations: int, *, proceed: Callable[[], bool] | None = None) -> Score:
+def evaluate(
+    net: Net, feeds: Feeds, iterations: int, *, proceed: Callable[[], bool] | None = None, ranks: Ranks = ALONE
+) -> Score:
     """Forward `iterations` batches and average each element of each output.
 
-    proceed: asked before every batch; False ends the pass early. Nothing waits for the device until the end.
+    proceed: asked before every batch; False ends the pass early. Nothing waits for the device until the end. ranks:
+    each runs every world-th batch, and all have the result; they run equally many, those too many do not count.
     """
     rows: dict[str, list[Tensor]] = {v.name: [] for v in net.graph.outputs}
     losses: list[Tensor] = []
-    for _ in range(iterations):
+    for i in range(ranks.rank, -(-iterations // ranks.world) * ranks.world, ranks.world):
         if proceed is not None and not proceed():
             break
         with torch.no_grad():
             result = net(feeds.next())
+        if i >= iterations:
+            continue
         losses.append(result.loss)
         for name, value in result.outputs.items():
             rows[name].append(value.detach().reshape(-1))
+    if not ranks.alone:
+        rows, losses = _together(ranks, rows, losses)
     loss = float(torch.stack(losses).double().mean()) if losses else 0.0
     return Score(tuple(summarize(rows, loss_weights(net))), loss, len(losses))
+
+
+def _together(
+    ranks: Ranks, rows: dict[str, list[Tensor]], losses: list[Tensor]
+) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+    """Everybody's rows and losses, in the order of the batches."""
+    mine = {name: [row.cpu() for row in values] for name, values in rows.items()}
+    everybody = ranks.gather((mine, [loss.cpu() for loss in losses]))
+    most = max(len(found) for _, found in everybody)
+    order = [(k, r) for k in range(most) for r, (_, found) in enumerate(everybody) if k < len(found)]
+    return {n: [everybody[r][0][n][k] for k, r in order] for n in rows}, [everybody[r][1][k] for k, r in order]
 
 
 def summarize(rows: Mapping[str, Sequence[Tensor]], weights: Mapping[str, float]) -> list[TestOutput]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from caffejacinto_py.engine.ranks import ALONE, Ranks
 from caffejacinto_py.ir.graph import Node
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ class Hook:
     layer may overwrite a tensor that passed by: copy what you keep.
 
     repeatable: a hook that can stand to see a layer a second time in backward (training in little memory), and gives
-    the same numbers then. repeating: whether it does so now; nothing is to be counted.
+    the same numbers then. repeating: whether it does so now; nothing is to be counted. ranks: what is measured on
+    blobs holds for all of them.
     """
 
     repeatable = False
     repeating = False
+    ranks: Ranks = ALONE
 
     def begin(self, net: Net) -> None:
         """Before the first layer of a pass, after the inputs are in place."""
@@ -72,6 +75,15 @@ class Hooks(Hook):
     def repeating(self, value: bool) -> None:
         for hook in self.hooks:
             hook.repeating = value
+
+    @property
+    def ranks(self) -> Ranks:  # type: ignore[override]
+        return self.hooks[0].ranks if self.hooks else ALONE
+
+    @ranks.setter
+    def ranks(self, value: Ranks) -> None:
+        for hook in self.hooks:
+            hook.ranks = value
 
     def begin(self, net: Net) -> None:
         for hook in self.hooks:

@@ -11,17 +11,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from caffejacinto_py.engine.evaluate import Score, evaluate, loss_weights, summarize
+from caffejacinto_py.data.order import Share
+from caffejacinto_py.engine.evaluate import Score, evaluate, loss_weights
 from caffejacinto_py.engine.net import Net, Result
-from caffejacinto_py.errors import CaffeError, Loc, UsageError
+from caffejacinto_py.engine.ranks import ALONE, RankError, Ranks
+from caffejacinto_py.errors import Loc, UsageError
 from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
 from caffejacinto_py.schema.upgrade import load_solver, upgrade_solver
-from caffejacinto_py.solver import build, lr, memory, nets, rules, settings, watch
+from caffejacinto_py.solver import build, lr, memory, nets, rules, settings, together, watch
+from caffejacinto_py.solver.display import Display, named
 from caffejacinto_py.solver.feed import Feed
 from caffejacinto_py.solver.logs import number, output_lines
 from caffejacinto_py.solver.metrics import Metrics
 from caffejacinto_py.solver.progress import Clock, Losses
+from caffejacinto_py.solver.reduce import Reducer
 from caffejacinto_py.solver.resume import Resumable
 from caffejacinto_py.solver.scaling import Scaling
 from caffejacinto_py.solver.signals import Signals
@@ -30,7 +34,6 @@ from caffejacinto_py.solver.sparse import Sparse
 from caffejacinto_py.solver.teacher import Teachers
 
 log = logging.getLogger(__name__)
-LOOK_EVERY = 20  # iterations between looks at the loss on a GPU, where each look waits for the device
 
 
 class Callbacks(NamedTuple):
@@ -40,7 +43,7 @@ class Callbacks(NamedTuple):
     on_gradients_ready: Callable[[], Any]
 
 
-class Solver(Resumable):
+class Solver(Resumable, Display):
     """Trains a net as a solver prototxt says.
 
     source: a path, a Document of `load_solver`, or a SolverParameter message.
@@ -49,9 +52,12 @@ class Solver(Resumable):
     on_nan: "stop" raises CaffeError at a loss that is NaN or infinite, "warn" goes on.
     workers: feeder threads per data layer. metrics, tensorboard: where records go (see `Metrics`).
     sigint, sighup: "stop", "snapshot" or "none", while `solve` runs. python_layers: Python layers may run their code.
-    compat: switches that reproduce a C++ binary. precision: see `passes.precision.resolve`.
+    compat: switches that reproduce a C++ binary. precision: see `passes.precision.resolve`. ranks: the processes that
+    train this net together, see solver/together.py; every one of them makes a Solver with the same arguments. sync_bn:
+    BatchNorm takes its statistics over all ranks.
 
-    Raises PrototxtError, LayerError, DataError, WeightsError or ManyErrors before anything is trained.
+    Raises PrototxtError, LayerError, DataError, WeightsError or ManyErrors before anything is trained; RankError at any
+    time when another rank is gone.
     """
 
     def __init__(
@@ -73,11 +79,15 @@ class Solver(Resumable):
         python_layers: bool = False,
         compat: Compat | None = None,
         precision: str | None = None,
+        ranks: Ranks = ALONE,
+        sync_bn: bool = False,
     ) -> None:
         if on_nan not in ("stop", "warn"):
             raise UsageError(f"on_nan '{on_nan}' is unknown", hint="stop or warn")
         self.on_nan = on_nan
+        self.ranks = ranks
         self.signals = Signals(sigint=sigint, sighup=sighup)
+        self.requests = together.Requests(self.signals, ranks)
         self._open(source)
         param = self.param
         files = nets.NetFiles(self.where)
@@ -85,10 +95,14 @@ class Solver(Resumable):
         tests = nets.test_sources(param, self.where, files)
         self.dialect = _said(resolve_dialect(train.doc.message, param, dialect, compat=compat))
         settings.check(param, self.where, self.dialect)
+        if self.dialect.global_batch:
+            train = together.divide(train, ranks.world)
         if param.snapshot:
             self.check_snapshots()
+        names = build.split_names(weights) or build.split_names(list(param.weights))
+        self._agree(train, tests, names)
         self.device = build.choose_device(param, device)
-        self.seed = build.choose_seed(param)
+        self.seed = ranks.share(build.choose_seed(param) if ranks.first else None)
         build.seed_everything(self.seed)
         options: dict[str, Any] = {"dialect": self.dialect, "device": self.device, "layout": layout}
         options |= {"python_layers": python_layers, "precision": precision}
@@ -97,11 +111,13 @@ class Solver(Resumable):
         self.test_nets: list[Net] = [
             build.build_net(t, "TEST", seed=self.seed + 1 + i, share=self.net, **options) for i, t in enumerate(tests)
         ]
-        self.feed = Feed(self.net, seed=self.seed, workers=workers)
-        self.test_feeds = [Feed(net, seed=self.seed, workers=workers) for net in self.test_nets]
+        self.feed = Feed(self.net, seed=self.seed, workers=workers, share=Share(ranks.rank, ranks.world, ranks.world))
+        whole = Share(ranks.rank, ranks.world)  # of the batches of a test each rank takes some
+        self.test_feeds = [Feed(net, seed=self.seed, workers=workers, share=whole) for net in self.test_nets]
         teachers.attach(self.feed, *self.test_feeds)
-        names = build.split_names(weights) or build.split_names(list(param.weights))
         build.load_weights([self.net, *self.test_nets], names, tolerant=self.tolerant)
+        together.connect(ranks, [self.net, *self.test_nets], sync_bn=sync_bn)
+        self.reducer = Reducer(self.net, ranks)
         self.rule = rules.make(self.net.learnable, param, larc=param.larc, floor=self.dialect.delta_floor)
         self.scaling = Scaling(self.net, chosen=precision == "fp16")
         self.sparse = Sparse(self.net, param, self.where, self.dialect)
@@ -113,7 +129,7 @@ class Solver(Resumable):
         self.stopped = False
         self.callbacks: list[Callbacks] = []
         self.one_pass: Callable[[], Result] | None = None  # instead of a whole pass of `net`: pycaffe's, layer by layer
-        self._weights = loss_weights(self.net)
+        self.loss_weights = loss_weights(self.net)
 
     def _open(self, source: Any) -> None:
         """The message and where its fields stand."""
@@ -129,6 +145,12 @@ class Solver(Resumable):
             self.param = doc
             upgrade_solver(self.param)
 
+    def _agree(self, train: nets.NetSource, tests: Sequence[nets.NetSource], weights: Sequence[str]) -> None:
+        """Before anything is built: all ranks have the same files."""
+        if not self.ranks.alone:
+            sources = {"the train net": train, **{f"test net {i}": t for i, t in enumerate(tests)}}
+            together.check_same(self.ranks, together.facts(self.param, sources, weights))
+
     @property
     def tolerant(self) -> bool:
         """Whether weights of other shapes are skipped instead of refused."""
@@ -141,7 +163,7 @@ class Solver(Resumable):
         param, began = self.param, time.perf_counter()
         if param.snapshot_after_train:
             self.check_snapshots()
-        if param.snapshot_prefix:
+        if param.snapshot_prefix and self.ranks.first:
             remove_leftovers(param.snapshot_prefix)
         if resume is None:
             self.sparse.begin()
@@ -162,6 +184,8 @@ class Solver(Resumable):
                 if param.snapshot_after_train and not self._snapshot_due(self.iter):
                     self.snapshot()
                 self._finish()
+            except RankError as e:
+                raise together.with_snapshot(e, param.snapshot_prefix) from e
             finally:
                 self._summary(time.perf_counter() - began)
                 self.close()
@@ -178,6 +202,8 @@ class Solver(Resumable):
                 self.test_all()
                 if self.stopped:
                     break
+            self.requests.begin()
+            together.reseed(self.seed, self.iter, self.ranks)
             for call in self.callbacks:
                 call.on_start()
             display = bool(param.display) and self.iter % param.display == 0
@@ -190,8 +216,8 @@ class Solver(Resumable):
             self.apply_update(display=display)
             self.sparse.after_update(self.iter)
             self.iter += 1
-            self.clock.count(self.feed.batch * param.iter_size)
-            request = self.signals.poll()
+            self.clock.count(self.feed.batch * param.iter_size * self.ranks.world)
+            request = self.requests.poll()
             if self._snapshot_due(self.iter) or request == "snapshot":
                 self._look(True)
                 self.snapshot()
@@ -209,7 +235,7 @@ class Solver(Resumable):
     def forward_backward(self, *, debug: bool = False) -> Result:
         """iter_size passes that add up gradients. Their mean loss is recorded. Returns the last result."""
         total: Tensor | None = None
-        for _ in range(self.param.iter_size):
+        for i in range(self.param.iter_size):
             if debug:
                 result = watch.debug_pass(self.net, self.feed.next())
             elif self.one_pass is not None:
@@ -217,10 +243,12 @@ class Solver(Resumable):
             else:
                 result = self.net(self.feed.next())
                 if result.loss.requires_grad:
-                    self.scaling.backward(result.loss)
+                    with self.reducer.sending(i == self.param.iter_size - 1):
+                        self.scaling.backward(result.loss)
             loss = result.loss.detach()
             total = loss if total is None else total + loss
         assert total is not None
+        total = self.reducer.finish(total)
         self.scaling.finish(self.iter)
         self.losses.add(self.iter, total / self.param.iter_size if self.param.iter_size > 1 else total)
         if debug:
@@ -271,12 +299,14 @@ class Solver(Resumable):
         running = self.clock.running
         self.clock.stop()
         scores: list[Score] = []
+        together.spread_statistics(self.ranks, self.net)
         for i, (net, feed) in enumerate(zip(self.test_nets, self.test_feeds)):
             # NVCaffe and caffe-jacinto look at one batch only before the first iteration
             brief = self.iter == 0 and not self.dialect.test_initialization
             count = 1 if brief else self.param.test_iter[i]
             log.info("Iteration %d, Testing net (#%d)", self.iter, i)
-            score = evaluate(net, feed, count, proceed=self._proceed)
+            score = evaluate(net, feed, count, proceed=self._proceed, ranks=self.ranks)
+            feed.settle(score.iterations)
             if self.stopped:
                 log.info("Test interrupted.")
                 break
@@ -284,7 +314,7 @@ class Solver(Resumable):
                 log.info("Test loss: %s", number(score.loss))
             for line in output_lines("Test", score.outputs):
                 log.info("%s", line)
-            self.metrics.record("test", self.iter, {"net": i, **_named(score.outputs)})
+            self.metrics.record("test", self.iter, {"net": i, **named(score.outputs)})
             scores.append(score)
         if running:
             self.clock.start()
@@ -292,70 +322,11 @@ class Solver(Resumable):
 
     def _proceed(self) -> bool:
         """Between test batches: serve requests; False: stop."""
-        request = self.signals.poll()
+        request = self.requests.poll()
         if request == "snapshot":
             self.snapshot()
         self.stopped = self.stopped or request == "stop"
         return not self.stopped
-
-    # --- looking -----------------------------------------------------------------------------------------------------
-    def _look(self, display: bool) -> None:
-        """Stop or warn at a loss that is no number. On a GPU only now and then: a look waits for the device."""
-        if not display and self.device.type != "cpu" and self.iter % LOOK_EVERY:
-            return
-        bad = self.losses.first_bad()
-        if bad is None:
-            return
-        iteration, value = bad
-        text = f"iteration {iteration}: the loss is {value}"
-        if iteration < self.iter - 1:
-            text += f" (noticed at iteration {self.iter}, the weights have been updated since)"
-        if self.on_nan == "warn":
-            log.warning("%s; training goes on", text)
-            return
-        hint = "lower base_lr, use clip_gradients, or check the data; --on-nan warn goes on all the same"
-        raise CaffeError(f"{text}; {watch.first_bad(self.net, self.feed.last)}", hint=hint)
-
-    def _display(self, result: Result) -> None:
-        seconds, iterations = self.clock.lap()
-        loss = self.losses.smoothed()
-        speed = (
-            f"{number(iterations / seconds if seconds else 0)} iter/s, {number(seconds)}s/{self.param.display} iters"
-        )
-        log.info("Iteration %d (%s), loss = %s", self.iter, speed, number(loss))
-        rows = {name: [value.detach().reshape(-1)] for name, value in result.outputs.items()}
-        outputs = summarize(rows, self._weights)
-        for line in output_lines("Train", outputs):
-            log.info("%s", line)
-        rate = lr.learning_rate(self.param, self.iter, step=self.current_step, dialect=self.dialect)
-        self.metrics.record("train", self.iter, {"loss": loss, "lr": rate, **_named(outputs)})
-
-    def _finish(self) -> None:
-        """What Caffe does after the last iteration: a last loss, a last test."""
-        param = self.param
-        if self.stopped:
-            log.info("Optimization stopped early.")
-            return
-        if param.display and self.iter % param.display == 0:
-            with torch.no_grad():
-                self.losses.add(self.iter, self.net(self.feed.next()).loss)
-            log.info("Iteration %d, loss = %s", self.iter, number(self.losses.smoothed()))
-        if self.test_nets and param.test_interval and self.iter % param.test_interval == 0:
-            self.test_all()
-        log.info("Optimization Done.")
-
-    def _summary(self, total: float) -> None:
-        clock = self.clock
-        clock.stop()
-        if not clock.iterations:
-            return
-        speed = clock.images / clock.seconds if clock.seconds else 0.0
-        text = (
-            "Performance: %.1f img/s (%d iterations, %d images in %.2f s of training; %.2f s with tests and snapshots)"
-        )
-        log.info(text, speed, clock.iterations, clock.images, clock.seconds, total)
-        values = {"img_per_s": speed, "iterations": clock.iterations, "seconds": clock.seconds, "total_seconds": total}
-        self.metrics.record("end", self.iter, values)
 
     def close(self) -> None:
         """Stop the feeders and close files. The solver can be used again."""
@@ -370,14 +341,3 @@ def _said(dialect: Dialect) -> Dialect:
     for name, value in dialect.compat.changed().items():
         log.info("Compat: %s=%s", name, value)
     return dialect
-
-
-def _named(outputs: Sequence[Any]) -> dict[str, Any]:
-    """Outputs for a record: name -> value, or name[k] where a blob has several elements."""
-    names = [o.name for o in outputs]
-    found: dict[str, Any] = {}
-    for out in outputs:
-        several = names.count(out.name) > 1
-        key = f"{out.name}[{sum(k.startswith(out.name + '[') for k in found)}]" if several else out.name
-        found[key] = out.value
-    return found

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from caffejacinto_py.engine.net import Net
+from caffejacinto_py.engine.ranks import Ranks
 from caffejacinto_py.errors import CaffeError, WeightsError
 from caffejacinto_py.schema.dialect import Dialect
 from caffejacinto_py.schema.files import check_writable
 from caffejacinto_py.schema.state import SolverStateFile, read_state
 from caffejacinto_py.schema.weights import read_model
 from caffejacinto_py.solver import snapshot as files
+from caffejacinto_py.solver import together
 from caffejacinto_py.solver.snapshot import Extra
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ class Resumable:
     current_step: int
     seed: int
     device: torch.device
+    ranks: Ranks
     dialect: Dialect
     where: Where
     losses: Losses
@@ -62,7 +65,7 @@ class Resumable:
         folder = os.path.dirname(self.param.snapshot_prefix)
         try:
             if folder and not os.path.exists(folder):
-                os.makedirs(folder)
+                os.makedirs(folder, exist_ok=True)  # another rank may be doing the same
                 log.info("Created %s", folder)
             check_writable(folder)
         except OSError as e:
@@ -75,15 +78,19 @@ class Resumable:
             raise CaffeError(f"snapshot_prefix: {e.text}", loc=self.where("snapshot_prefix"), hint=e.hint) from e
 
     def snapshot(self) -> tuple[str, str]:
-        """Write weights, solver state and side file; returns the paths of the first two. CaffeError: disk full, ..."""
-        running = self.clock.running
-        self.clock.stop()
+        """Rank 0 writes weights, solver state and side file; returns the paths of the first two. CaffeError: disk
+        full, ..."""
         hdf5 = self.param.snapshot_format == self.param.HDF5
         paths = files.paths(self.param.snapshot_prefix, self.iter, hdf5=hdf5)
+        together.check_weights(self.ranks, self.net)
+        if not self.ranks.first:
+            return paths.model, paths.state
+        running = self.clock.running
+        self.clock.stop()
         kind = "HDF5 file" if hdf5 else "binary proto file"
         log.info("Snapshotting to %s %s", kind, paths.model)
-        state = SolverStateFile(self.iter, paths.model, self.current_step, self.rule.export())
-        model = self.net.model(diffs=self.param.snapshot_diff)
+        state = SolverStateFile(self.iter, paths.model, self.current_step, self.rule.blobs())
+        model = self.net.model(diffs=self.param.snapshot_diff, lazy=True)
         model.dialect = self.dialect.name
         files.save(paths, model, state, self._extra(), hdf5=hdf5, diffs=self.param.snapshot_diff)
         log.info("Snapshotting solver state to %s %s", kind, paths.state)
@@ -103,6 +110,7 @@ class Resumable:
             "seed": self.seed,
             "train": self.feed.positions(),
             "tests": [feed.positions() for feed in self.test_feeds],
+            "steps": [feed.steps() for feed in (self.feed, *self.test_feeds)],
             "losses": self.losses.values(),
             "scaling": self.scaling.state(),
             "numpy": [kind, int(at), int(has_gauss), float(gauss)],
@@ -163,9 +171,10 @@ class Resumable:
             self.sparse.restore(meta, arrays)
             self.scaling.restore(meta.get("scaling"))
             self._restore_random(meta, arrays)
-            for feed, positions in zip([self.feed, *self.test_feeds], [meta["train"], *tests]):
+            steps = meta.get("steps", [{}] * (1 + len(tests)))
+            for feed, saved, then in zip([self.feed, *self.test_feeds], [meta["train"], *tests], steps):
                 feed.seed = seed
-                feed.rewind(positions)
+                feed.rewind(together.positions(saved, then, feed.steps()))
             self._restore_hooks(arrays)
             self.losses.reset([float(v) for v in meta["losses"]])
             with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import Tensor
 from caffejacinto_py.engine.net import Net, Result
 
 log = logging.getLogger(__name__)
+NOTHING_BAD = "no blob is bad when the same batch runs again: a random layer or a gradient is the cause"
 
 
 def first_bad(net: Net, batch: Mapping[str, Tensor]) -> str:
@@ -33,7 +34,7 @@ def first_bad(net: Net, batch: Mapping[str, Tensor]) -> str:
             for made, out in zip(node.outputs, outs):
                 if not _finite(out):
                     return f"the first bad blob is '{made.name}', a top {whose}: {_count(out)}"
-    return "no blob is bad when the same batch runs again: a random layer or a gradient is the cause"
+    return NOTHING_BAD
 
 
 def _finite(value: Tensor) -> bool:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from caffejacinto_py.layers.modules import over_ranks
+
 _OVERWRITES = 2  # NVCaffe: so many first passes overwrite the running statistics instead of averaging
 
 
@@ -15,6 +17,7 @@ class BatchNorm(nn.Module):
 
     fraction: moving_average_fraction. use_global: True, False, or None for "as the phase says".
     update: set it to False while a pass is recomputed (activation checkpointing), so that statistics count once.
+    together: for the statistics of the batches of all ranks of a training; None: of this rank's.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class BatchNorm(nn.Module):
         self.shift: nn.Parameter | None = None
         self.eps, self.fraction, self.use_global = eps, fraction, use_global
         self.update = True
+        self.together: over_ranks.AddUp | None = None
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """scale, shift: those of a Scale layer behind this one, applied in the same pass over memory."""
@@ -48,6 +52,8 @@ class BatchNorm(nn.Module):
         return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, self.eps)
 
     def normalize_batch(self, x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        if self.together is not None:
+            return self.normalize_together(x, scale, shift, self.together)
         count = x.numel() // x.shape[1]
         # momentum 1 leaves the batch's own mean and unbiased variance in the two buffers
         mean, unbiased = torch.zeros_like(self.mean), torch.zeros_like(self.variance)
@@ -62,12 +68,21 @@ class BatchNorm(nn.Module):
                 self.accumulate(mean, unbiased, count)
         return y
 
+    def normalize_together(
+        self, x: Tensor, scale: Tensor | None, shift: Tensor | None, add_up: over_ranks.AddUp
+    ) -> Tensor:
+        y, mean, variance, whole = over_ranks.normalize(x, self.eps, add_up)
+        if self.update:
+            with torch.no_grad():
+                self.accumulate(mean, variance * (whole / (whole - 1).clamp(min=1)), whole)
+        return _affine(y, scale, shift)
+
     def running(self) -> tuple[Tensor, Tensor]:
         """Mean and variance for the global mode. BVLC: the sums divided by the factor; 0 where nothing was counted."""
         inverse = torch.where(self.factor == 0, 0.0, 1 / self.factor)
         return self.mean * inverse, self.variance * inverse
 
-    def accumulate(self, mean: Tensor, unbiased: Tensor, count: int) -> None:
+    def accumulate(self, mean: Tensor, unbiased: Tensor, count: int | Tensor) -> None:
         """BVLC: sums that fade with `fraction`, and the factor counts how much is in them."""
         self.factor.mul_(self.fraction).add_(1)
         self.mean.mul_(self.fraction).add_(mean)
@@ -112,7 +127,7 @@ class BatchNormAverage(BatchNorm):
     def running(self) -> tuple[Tensor, Tensor]:
         return self.mean, self.variance
 
-    def accumulate(self, mean: Tensor, unbiased: Tensor, count: int) -> None:
+    def accumulate(self, mean: Tensor, unbiased: Tensor, count: int | Tensor) -> None:
         weight = torch.where(self.passes < _OVERWRITES, 1.0, 1 - self.fraction).to(mean.dtype)
         self.mean.lerp_(mean, weight)
         self.variance.lerp_(unbiased * ((count - 1) / count) + self.eps, weight)

@@ -1,0 +1,146 @@
+"""Several ranks of one training on this machine: starts a process for each, hands signals on, and says who failed.
+
+For several machines, and for restarts, there is torchrun; a rank does not care who started it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+GONE = 5  # exit code of a rank that only noticed that another one had ended
+GRACE = 30.0  # seconds that the others have to notice it
+LOOK = 0.05
+log = logging.getLogger(__name__)
+
+
+def run(args: Sequence[str], world: int, *, threads: int | None = None) -> int:
+    """Run `caffejacinto ARGS` in `world` processes until all have ended; returns the exit code of the run.
+
+    Rank 0 has this process's stdout and stderr. The others are quiet; what they wrote is shown when one of them was
+    the first to fail. threads: CPU threads of each; None: they share the processors.
+    """
+    with tempfile.TemporaryDirectory(prefix="caffejacinto-") as folder:
+        group = _Group(args, world, Path(folder), threads)
+        with group:
+            group.wait()
+        return group.verdict()
+
+
+class _Group:
+    """The processes of a run. While it is entered, signals go to all of them."""
+
+    def __init__(self, args: Sequence[str], world: int, folder: Path, threads: int | None) -> None:
+        self.folder, self.world = folder, world
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.failed: int | None = None  # the first rank that failed by itself
+        self._former: dict[int, Any] = {}
+        self._command = [sys.executable, "-m", "caffejacinto_py", *args]
+        self._env = {**os.environ, "WORLD_SIZE": str(world)}
+        self._env["CAFFEJACINTO_RENDEZVOUS"] = f"file://{folder}/meeting"
+        each = threads or max(1, (os.cpu_count() or 1) // world)
+        self._env.setdefault("OMP_NUM_THREADS", str(each))
+        if sys.platform == "linux":  # a host name that no one resolves is no reason to fail on one machine
+            self._env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+    def __enter__(self) -> _Group:
+        for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+            if number is not None:
+                self._former[number] = signal.signal(number, self._hand_on)
+        try:
+            for rank in range(self.world):
+                self.processes.append(self._start(rank))
+        except OSError:
+            self._end_all()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end_all()
+        for number, former in self._former.items():
+            signal.signal(number, signal.SIG_DFL if former is None else former)
+
+    def _start(self, rank: int) -> subprocess.Popen[bytes]:
+        env = {**self._env, "RANK": str(rank), "LOCAL_RANK": str(rank), "CAFFEJACINTO_LAUNCHER": str(os.getpid())}
+        # a session of its own: Ctrl-C reaches it once, through us
+        if rank == 0:
+            return subprocess.Popen(self._command, env=env, start_new_session=True)
+        with open(self._words(rank), "wb") as words:
+            return subprocess.Popen(self._command, env=env, start_new_session=True, stdout=words, stderr=words)
+
+    def _words(self, rank: int) -> Path:
+        return self.folder / f"rank{rank}.log"
+
+    def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self._send(number)
+
+    def _send(self, number: int) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def wait(self) -> None:
+        """Until all have ended. When one fails, the others get time to notice, then they are ended."""
+        deadline: float | None = None
+        while True:
+            codes = [p.poll() for p in self.processes]
+            if self.failed is None:
+                self.failed = next((r for r, c in enumerate(codes) if c not in (None, 0, 130, GONE)), None)
+            if None not in codes:
+                return
+            if deadline is None and any(c not in (None, 0, 130) for c in codes):
+                deadline = time.monotonic() + GRACE
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            time.sleep(LOOK)
+
+    def _end_all(self) -> None:
+        self._send(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def verdict(self) -> int:
+        """Say what rank 0 did not say itself; the exit code of the run."""
+        codes = [p.returncode for p in self.processes]
+        failed = self.failed
+        if failed is None:
+            failed = next((r for r, c in enumerate(codes) if c not in (0, 130)), None)
+        if failed is None:
+            return max(codes)
+        code = codes[failed]
+        if code < 0:
+            print(f"error: rank {failed} was killed by signal {-code} ({_name(-code)})", file=sys.stderr)
+        elif failed:
+            print(f"error: rank {failed} of {self.world} ended with exit code {code}:", file=sys.stderr)
+        if failed:
+            self._show(failed)
+        if failed == 0 and code < 0:  # somebody who lived on knows the last snapshot
+            witness = next((r for r, c in enumerate(codes) if c == GONE), None)
+            if witness is not None:
+                self._show(witness)
+        return code if code > 0 else 1
+
+    def _show(self, rank: int) -> None:
+        text = self._words(rank).read_text(errors="replace").strip()
+        if text:
+            print(f"rank {rank}: {text}", file=sys.stderr)
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "unknown"

@@ -1,0 +1,78 @@
+"""How many ranks a training has, which one this process is, and on which device it runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from caffejacinto_py.cli import devices
+from caffejacinto_py.errors import UsageError
+
+if TYPE_CHECKING:
+    from caffejacinto_py.engine.ranks import Ranks
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def options(command: F) -> F:
+    """--ranks, --sync-bn and --rank-timeout."""
+    command = click.option("--rank-timeout", type=click.FloatRange(min=1), default=600.0, show_default=True,
+                           metavar="SECONDS", help="End when another rank does not answer for so long.")(command)  # fmt: skip
+    command = click.option(
+        "--sync-bn", is_flag=True, help="BatchNorm takes its statistics over all ranks, not per rank as Caffe."
+    )(command)
+    return click.option("--ranks", type=click.IntRange(min=1), metavar="N",
+                        help="Train in N processes on this machine; with --gpu=0,1: one a GPU.  [default: 1]")(command)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Place:
+    """world: ranks of the run. device: of this one. launch: whether this process is none of them and has to start
+    them."""
+
+    world: int
+    device: str
+    rank: int = 0
+    launch: bool = False
+
+    def join(self, timeout: float) -> Ranks:
+        """Meet the other ranks."""
+        from caffejacinto_py.engine import ranks
+
+        ranks.follow_launcher()
+        return ranks.join(self.rank, self.world, device=self.device, timeout=timeout)
+
+
+def place(given: dict[str, Any], *, solver_mode: str | None, log: logging.Logger) -> Place:
+    """From --ranks, --gpu and the environment (torchrun). Raises UsageError where they contradict each other."""
+    from caffejacinto_py.engine.ranks import environment
+
+    asked, around, gpu = given["ranks"], environment(), given["gpu"]
+    if around is not None and gpu is None and solver_mode == "GPU":
+        gpu = _all_here()
+    found = devices.several(gpu, solver_mode=solver_mode, log=log)
+    cpu = found == ["cpu"]
+    if around is None:
+        world = asked or len(found)
+        if not cpu and world != len(found):
+            hint = "name as many GPUs as ranks, or leave --ranks out"
+            raise UsageError(f"--ranks {world} with {len(found)} GPU{'s' * (len(found) > 1)}", hint=hint)
+        return Place(world, found[0], launch=world > 1)
+    rank, world, local = around
+    if asked is not None and asked != world:
+        raise UsageError(f"--ranks {asked}, but this process was started as one of {world}", hint="leave --ranks out")
+    if not cpu and local >= len(found):
+        text = f"local rank {local} finds no GPU of its own: {len(found)} of them are named or here"
+        raise UsageError(text, hint="start as many ranks on a machine as it has GPUs, with --gpu=all")
+    return Place(world, "cpu" if cpu else found[local], rank)
+
+
+def _all_here() -> str | None:
+    """What solver_mode: GPU means to a rank among several: all GPUs of its machine."""
+    import torch
+
+    return "all" if torch.cuda.is_available() else None
