@@ -37,4 +37,5 @@ def planned(graph: Graph, param: Any, *, fused: bool) -> list[str]:
     found = limits(param)
     if found is None:
         return []
-    return [line(make_plan(graph, budget=found.budget, strategy=found.strategy, solver=param.type, fused=fused))]
+    kept = {"solver": param.type, "history": param.history_type}
+    return [line(make_plan(graph, budget=found.budget, strategy=found.strategy, fused=fused, **kept))]

@@ -22,7 +22,7 @@ TABLE = ((1, 224), (8, 224), (1, 500), (8, 500))  # batch, image size
 @click.command()
 @click.argument("model", required=False, type=options.FILE)
 @click.option(
-    "--solver", type=options.FILE, help="A solver: its training net is planned, its type decides the history."
+    "--solver", type=options.FILE, help="A solver: its training net is planned, its type and history_type count."
 )
 @click.option("--memory-budget", metavar="BYTES", help="What training may take, such as 1.5GiB, 512MiB, 800MB.")
 @click.option("--strategy", metavar="rotor|revolve|sequential[:S]|none",
@@ -74,11 +74,11 @@ def command(
     said = limits(param)
     budget = said.budget if budget is None and said is not None else budget
     strategy = strategy or param.memory.strategy or strategies.NAMES[0]
-    chosen, kind = strategies.parse(strategy), str(param.type)
+    chosen, kept = strategies.parse(strategy), {"solver": param.type, "history": param.history_type}
     if batch is not None:
         graph = with_batch(graph, batch)
     refine = _profiler(graph, given["threads"]) if profile else None
-    made = make_plan(graph, budget=budget, strategy=chosen, solver=kind, refine=refine)
+    made = make_plan(graph, budget=budget, strategy=chosen, refine=refine, **kept)
     found = describe(made, graph, strategy)
     if as_json:
         options.print_json(found)

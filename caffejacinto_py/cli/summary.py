@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @options.data_shape
 @click.option("--memory", is_flag=True, help="Bytes instead: weights, gradients, history, and what layers keep.")
 @click.option("--batch", type=click.IntRange(min=1), help="Batch size, in place of the net's.")
-@click.option("--solver", type=options.FILE, help="For --memory: the solver whose type decides the history.  [SGD]")
+@click.option("--solver", type=options.FILE, help="For --memory: the solver that decides the history.  [SGD]")
 @click.option("--precision", is_flag=True, help="The number types of the layers instead.")
 @options.python_layers
 @options.as_json
@@ -55,9 +55,10 @@ def command(
 
     JSON: {"name", "phase", "data_shape" (what was assumed, or null), "layers": [{"name", "type", "bottoms", "tops",
     "shapes", "params", "macs"}], "params", "macs"}. With --memory: {"name", "phase", "data_shape", "batch", "solver"
-    (its type), "layers": [{"name", "type", "params", "tops", "saved"}], "params", "gradients", "history", "inputs",
-    "saved", "live", "total"}, all in bytes. With --precision: {"name", "phase", "base", "layers": [{"layer", "type",
-    "forward_type", "backward_type", "forward_math", "backward_math", "runs", "why"}], "notes"}.
+    (its type), "history_type", "layers": [{"name", "type", "params", "tops", "saved"}], "params", "gradients",
+    "history", "inputs", "saved", "live", "total"}, all in bytes. With --precision: {"name", "phase", "base",
+    "layers": [{"layer", "type", "forward_type", "backward_type", "forward_math", "backward_math", "runs", "why"}],
+    "notes"}.
     """
     path = model or named
     if path is None:
@@ -78,7 +79,7 @@ def command(
         types = types_of(graph)
         options.print_json(types) if as_json else click.echo(render_types(types))
         return 0
-    found = bytes_of(graph, _solver_type(solver)) if memory else describe(graph)
+    found = bytes_of(graph, *_solver_types(solver)) if memory else describe(graph)
     if as_json:
         options.print_json({**found, "data_shape": assumed})
     else:
@@ -88,29 +89,32 @@ def command(
     return 0
 
 
-def _solver_type(path: Path | None) -> str:
-    """What the solver says; SGD where none is given."""
-    from caffejacinto_py.passes.memory import HISTORY
+def _solver_types(path: Path | None) -> tuple[str, str]:
+    """(type, history_type) of the solver; SGD in float32 where none is given."""
+    from caffejacinto_py.passes.memory import HISTORY, HISTORY_TYPES
     from caffejacinto_py.schema.upgrade import load_solver
 
     if path is None:
-        return "SGD"
+        return "SGD", HISTORY_TYPES[0]
     doc = load_solver(path)
-    kind = str(doc.message.type)
+    kind, history = str(doc.message.type), str(doc.message.history_type)
     if kind not in HISTORY:
         text = f"the solver type '{kind}' is not known"
         raise PrototxtError(text, loc=doc.locs.find(("type",)), hint=near(kind, HISTORY))
-    return kind
+    if history not in HISTORY_TYPES:
+        text = f"the history_type '{history}' is not known"
+        raise PrototxtError(text, loc=doc.locs.find(("history_type",)), hint=f"one of {', '.join(HISTORY_TYPES)}")
+    return kind, history
 
 
-def bytes_of(graph: Graph, solver: str = "SGD") -> dict[str, Any]:
+def bytes_of(graph: Graph, solver: str = "SGD", history: str = "float32") -> dict[str, Any]:
     """The net as `summary --memory --json` prints it, without data_shape."""
     from dataclasses import asdict
 
     from caffejacinto_py.passes.memory import account, batch_of
 
-    found: Memory = account(graph, solver=solver)
-    head = {"name": graph.name, "batch": batch_of(graph), "solver": solver}
+    found: Memory = account(graph, solver=solver, history=history)
+    head = {"name": graph.name, "batch": batch_of(graph), "solver": solver, "history_type": history}
     return {**head, **asdict(found), "total": found.total}
 
 
@@ -120,6 +124,7 @@ def render_bytes(found: dict[str, Any]) -> str:
     for layer in found["layers"]:
         rows.append((layer["name"], layer["type"], *(options.size(layer[k]) for k in ("params", "tops", "saved"))))
     train = found["phase"] == "TRAIN"
+    rule = found["solver"] if found["history_type"] == "float32" else f"{found['solver']}, {found['history_type']}"
     lines = [
         f"{found['name'] or 'net'} ({found['phase']}), batch {found['batch']}",
         options.table(rows, "llrrr"),
@@ -128,7 +133,7 @@ def render_bytes(found: dict[str, Any]) -> str:
     if train:
         lines += [
             f"gradients    {options.size(found['gradients'])}",
-            f"history      {options.size(found['history'])} ({found['solver']})",
+            f"history      {options.size(found['history'])} ({rule})",
             f"activations  {options.size(found['saved'])} kept for backward",
         ]
     lines += [f"live         {options.size(found['live'])} at most in a forward pass"]

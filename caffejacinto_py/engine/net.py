@@ -230,9 +230,9 @@ class Net(nn.Module):
         """Copy blobs from a ModelFile into layers of the same name. See engine/weights.py."""
         return weights.load(self, model, ignore_shape_mismatch=ignore_shape_mismatch)
 
-    def model(self, *, diffs: bool = False) -> Any:
-        """The net as a ModelFile (copies). diffs: gradients too."""
-        return weights.model(self, diffs=diffs)
+    def model(self, *, diffs: bool = False, lazy: bool = False) -> Any:
+        """The net as a ModelFile (copies; lazy: for writing, before the net changes). diffs: gradients too."""
+        return weights.model(self, diffs=diffs, lazy=lazy)
 
 
 @contextmanager

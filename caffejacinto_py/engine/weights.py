@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from caffejacinto_py.engine.arrays import lazy_array
 from caffejacinto_py.errors import LayerError, WeightsError
 from caffejacinto_py.schema.weights import LayerBlobs, ModelFile, shapes_match
 
@@ -86,9 +87,10 @@ def _match(
     return found
 
 
-def model(net: Net, *, diffs: bool = False) -> ModelFile:
+def model(net: Net, *, diffs: bool = False, lazy: bool = False) -> ModelFile:
     """The net's layers and blobs, copied to C-contiguous arrays. A shared blob appears in each of its layers, as in
-    Caffe."""
+    Caffe. lazy: LazyArrays instead, to be written before the net changes."""
+    take = lazy_array if lazy else _array
     entries = []
     borrowed = {user for p in net.graph.params for user in p.users[1:]}
     for node in net.graph.nodes:
@@ -98,8 +100,8 @@ def model(net: Net, *, diffs: bool = False) -> ModelFile:
             LayerBlobs(
                 name=node.name,
                 type=node.type,
-                blobs=[_array(p).reshape(s) for p, s in zip(params, shapes, strict=True)],
-                diffs=[_array(p if p.grad is None else p.grad, zero=p.grad is None) for p in params] if diffs else [],
+                blobs=[take(p).reshape(s) for p, s in zip(params, shapes, strict=True)],
+                diffs=[take(p if p.grad is None else p.grad, zero=p.grad is None) for p in params] if diffs else [],
                 proto=node.proto,
                 bottoms=[v.name for v in node.inputs],
                 tops=[v.name for v in node.outputs if v.name != "(automatic)"],
@@ -113,6 +115,4 @@ def model(net: Net, *, diffs: bool = False) -> ModelFile:
 
 
 def _array(tensor: torch.Tensor, *, zero: bool = False) -> np.ndarray:
-    if zero:
-        return np.zeros(tuple(tensor.shape), tensor.detach().cpu().numpy().dtype)
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format).numpy()
+    return np.array(lazy_array(tensor, zero=zero))

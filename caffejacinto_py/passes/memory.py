@@ -15,6 +15,9 @@ from caffejacinto_py.ir.graph import Graph, Shape, Value
 from caffejacinto_py.passes.shapes import reshape
 
 HISTORY = {"SGD": 1, "Nesterov": 1, "AdaGrad": 1, "RMSProp": 1, "AdaDelta": 2, "Adam": 2}  # blobs per learnable blob
+HISTORY_TYPES = ("float32", "bfloat16", "int8")  # what they are between steps
+HISTORY_BLOCK = 256  # numbers in int8 with one float32 scale
+HISTORY_SMALL = 4096  # int8: blobs of fewer numbers stay float32
 
 
 @dataclass(frozen=True)
@@ -118,15 +121,25 @@ def kept(graph: Graph, root: dict[Value, Value], *, item: int = 4) -> list[Kept]
     return found
 
 
-def account(graph: Graph, *, solver: str = "SGD", item: int = 4) -> Memory:
-    """The bytes of a shaped graph. solver: its type, for the history; item: bytes of a number."""
+def history_bytes(count: int, *, kind: str = "float32", item: int = 4) -> int:
+    """Bytes of a history blob of so many numbers. item: those of a number of the net."""
+    if kind == "bfloat16":
+        return 2 * count
+    if kind == "float32" or count < HISTORY_SMALL:
+        return item * count
+    return -(-count // HISTORY_BLOCK) * (HISTORY_BLOCK + 4)
+
+
+def account(graph: Graph, *, solver: str = "SGD", history: str = "float32", item: int = 4) -> Memory:
+    """The bytes of a shaped graph. solver: its type, for the history; history: its history_type; item: bytes of a
+    number."""
     root = storages(graph)
     keeps = kept(graph, root, item=item)
     train = graph.phase == "TRAIN"
     own: dict[str, int] = {}
     for p in graph.params:
         own[p.node] = own.get(p.node, 0) + item * prod(p.shape)
-    learnt = item * sum(prod(p.shape) for p in graph.params if p.lr_mult) if train else 0
+    learnt = [prod(p.shape) for p in graph.params if p.lr_mult] if train else []
     seen: set[Value] = set()
     layers = []
     for node, keep in zip(graph.nodes, keeps, strict=True):
@@ -138,8 +151,8 @@ def account(graph: Graph, *, solver: str = "SGD", item: int = 4) -> Memory:
     return Memory(
         phase=graph.phase,
         params=sum(own.values()),
-        gradients=learnt,
-        history=learnt * HISTORY[solver],
+        gradients=item * sum(learnt),
+        history=HISTORY[solver] * sum(history_bytes(n, kind=history, item=item) for n in learnt),
         inputs=sum(size_of(graph, v, item) for n in graph.nodes if n.layer.source for v in n.outputs),
         saved=sum(layer.saved for layer in layers),
         live=_most(graph, root, keeps, item),

@@ -15,6 +15,7 @@ import numpy as np
 from caffejacinto_py.errors import Loc, WeightsError
 from caffejacinto_py.schema import wire
 from caffejacinto_py.schema.files import atomic_write, open_bytes
+from caffejacinto_py.schema.lazy import LazyArray
 from caffejacinto_py.schema.pool import pb
 from caffejacinto_py.schema.sniff import seems_by_magic, seems_other_message, seems_text
 from caffejacinto_py.schema.wire import I32, I64, LEN, VARINT, Buffer, WireError
@@ -85,15 +86,20 @@ def decode_blob(buf: Buffer, start: int, end: int) -> Blob:
 
 
 def encode_blob(
-    array: np.ndarray, diff: np.ndarray | None = None, *, legacy: bool = False, raw: bool = False
-) -> list[bytes | memoryview]:
-    """A BlobProto as pieces to be written one after the other; the array's own memory is one of them.
+    array: np.ndarray | LazyArray,
+    diff: np.ndarray | LazyArray | None = None,
+    *,
+    legacy: bool = False,
+    raw: bool = False,
+) -> list[wire.Piece]:
+    """A BlobProto as pieces to be written one after the other; the array's own memory is one of them, and the values of
+    a LazyArray are made when `wire.bytes_of` is asked for them.
 
     As C++ Caffe does: float64 becomes double_data, anything else float `data` (half and integers are converted); a
     scalar (shape ()) has no shape field. legacy: num, channels, height, width instead of a shape (4 axes at most).
     raw: raw_data with its type, as NVCaffe stores float16.
     """
-    fields: list[tuple[int, list[bytes | memoryview]]] = []
+    fields: list[tuple[int, list[wire.Piece]]] = []
     if legacy:
         sizes = (1,) * (4 - array.ndim) + array.shape
         fields += [(i, [wire.uint(i, size)]) for i, size in enumerate(sizes, 1)]
@@ -103,24 +109,36 @@ def encode_blob(
     for values, single, double, kind, bulk in ((array, 5, 8, 10, 12), (diff, 6, 9, 11, 13)):
         if values is None:
             continue
-        flat = flat_little(values, half=raw)
-        view = memoryview(flat.data).cast("B") if flat.size else memoryview(b"")
+        code = _code(values.dtype, half=raw)
+        body = _body(values, code)
         if raw:
-            fields.append((kind, [wire.uint(kind, _RAW_NUMBERS[flat.dtype.newbyteorder("<").str])]))
-            fields.append((bulk, [wire.header(bulk, flat.nbytes), view]))
-        elif flat.size:
-            number = double if flat.itemsize == 8 else single
-            fields.append((number, [wire.header(number, flat.nbytes), view]))
+            fields.append((kind, [wire.uint(kind, _RAW_NUMBERS[code])]))
+            fields.append((bulk, [wire.header(bulk, len(body)), body]))
+        elif values.size:
+            number = double if code == "<f8" else single
+            fields.append((number, [wire.header(number, len(body)), body]))
     fields.sort(key=lambda f: f[0])
     return [piece for _, pieces in fields for piece in pieces]
 
 
-def flat_little(array: np.ndarray, *, half: bool = False) -> np.ndarray:
-    """The values in C order as one little-endian axis: float64 stays, float16 stays with `half`, all else is float32.
+def _body(values: np.ndarray | LazyArray, code: str) -> memoryview | wire.Later:
+    """The bytes of the values, in C order."""
+    if isinstance(values, LazyArray):
+        return wire.Later(values.size * np.dtype(code).itemsize, lambda: _view(flat_little(np.asarray(values), code)))
+    return _view(flat_little(values, code))
 
-    No copy where the memory is already so.
-    """
-    code = "<f8" if array.dtype == np.float64 else "<f2" if half and array.dtype == np.float16 else "<f4"
+
+def _view(flat: np.ndarray) -> memoryview:
+    return memoryview(flat.data).cast("B") if flat.size else memoryview(b"")
+
+
+def _code(dtype: np.dtype, *, half: bool) -> str:
+    """How values are stored: float64 stays, float16 stays with `half`, all else becomes float32."""
+    return "<f8" if dtype == np.float64 else "<f2" if half and dtype == np.float16 else "<f4"
+
+
+def flat_little(array: np.ndarray, code: str) -> np.ndarray:
+    """The values in C order as one axis of this little-endian type. No copy where the memory is already so."""
     return np.ascontiguousarray(array).reshape(-1).astype(code, copy=False)
 
 
@@ -135,7 +153,7 @@ def blob_to_array(blob: Any) -> np.ndarray:
 
 def array_to_blob(array: np.ndarray, *, legacy: bool = False) -> Any:
     """A ``pb.BlobProto`` with the array's values (and shape; legacy: num, channels, height, width)."""
-    return pb.BlobProto.FromString(b"".join(encode_blob(np.asarray(array), legacy=legacy)))
+    return pb.BlobProto.FromString(b"".join(map(wire.bytes_of, encode_blob(np.asarray(array), legacy=legacy))))
 
 
 def read_blob(path: str | os.PathLike[str]) -> np.ndarray:
@@ -169,7 +187,7 @@ def write_blob(path: str | os.PathLike[str], array: np.ndarray, *, legacy: bool 
         raise WeightsError(f"a mean file has 4 axes (num, channels, height, width), the array has {array.ndim}")
     with atomic_write(path) as f:
         for piece in encode_blob(array, legacy=legacy):
-            f.write(piece)
+            f.write(wire.bytes_of(piece))
 
 
 def _dims(buf: Buffer, start: int, end: int) -> list[int]:

@@ -18,8 +18,9 @@ class LayerBlobs:
     """One layer of a weights file.
 
     name, type: as in the file; type is today's string also for V1 and V0 files, "" in HDF5 files (which have none).
-    blobs, diffs: arrays in Caffe's order; diffs is empty where the file has none. In a layer read from HDF5 an entry is
-        None where the file leaves the blob out because an earlier layer owns it.
+    blobs, diffs: arrays in Caffe's order (or LazyArrays, in a model that is only written); diffs is empty where the
+        file has none. In a layer read from HDF5 an entry is None where the file leaves the blob out because an earlier
+        layer owns it.
     legacy: per blob, whether its shape is the old (num, channels, height, width): compare with `shapes_match`.
     bottoms, tops: blob names.
     shared: indexes of blobs that an earlier layer owns; HDF5 files leave them out.

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import Any
 
 from caffejacinto_py.errors import Loc, UsageError, WeightsError
 from caffejacinto_py.schema import wire
 from caffejacinto_py.schema.blobs import decode_blob, encode_blob
 from caffejacinto_py.schema.files import atomic_write, open_bytes
+from caffejacinto_py.schema.lazy import as_array
 from caffejacinto_py.schema.sniff import is_hdf5, seems_by_magic, seems_other_message, seems_text
 from caffejacinto_py.schema.weights import FORMATS
 from caffejacinto_py.schema.wire import LEN, VARINT, Buffer, WireError
@@ -23,13 +23,13 @@ from caffejacinto_py.schema.wire import LEN, VARINT, Buffer, WireError
 @dataclass
 class SolverStateFile:
     """iter: iterations done. learned_net: path of the weights as stored, "" where there is none. current_step: steps of
-    the multistep and step policies passed. history: float arrays (read-only views when read). legacy: per array,
-    whether its shape is the old one of 4 axes (`shapes_match`)."""
+    the multistep and step policies passed. history: float arrays (read-only views when read; LazyArrays may be
+    written). legacy: per array, whether its shape is the old one of 4 axes (`shapes_match`)."""
 
     iter: int
     learned_net: str = ""
     current_step: int = 0
-    history: list[np.ndarray] = field(default_factory=list)
+    history: list[Any] = field(default_factory=list)
     legacy: list[bool] = field(default_factory=list)
     path: str = ""
 
@@ -81,10 +81,10 @@ def write_state(path: str | os.PathLike[str], state: SolverStateFile, *, format:
         if state.learned_net:
             f.write(wire.string(2, state.learned_net))
         for array in state.history:
-            pieces = encode_blob(np.asarray(array))
+            pieces = encode_blob(as_array(array))
             f.write(wire.header(3, sum(map(len, pieces))))
             for piece in pieces:
-                f.write(piece)
+                f.write(wire.bytes_of(piece))
         f.write(wire.uint(4, state.current_step))
 
 

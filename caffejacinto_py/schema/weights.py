@@ -11,6 +11,7 @@ from caffejacinto_py.schema import wire
 from caffejacinto_py.schema.blobs import encode_blob
 from caffejacinto_py.schema.caffemodel import parse_model
 from caffejacinto_py.schema.files import atomic_write, open_bytes
+from caffejacinto_py.schema.lazy import as_array
 from caffejacinto_py.schema.modelfile import LayerBlobs, ModelFile, shapes_match
 from caffejacinto_py.schema.retag import head_from_schema
 from caffejacinto_py.schema.sniff import is_hdf5
@@ -19,7 +20,6 @@ __all__ = ["LayerBlobs", "ModelFile", "read_model", "shapes_match", "write_model
 
 FORMATS = ("binaryproto", "hdf5")
 _LIMIT = 2**31 - 1  # protobuf's, in C++ and Python
-_Piece = bytes | memoryview
 
 
 def read_model(path: str | os.PathLike[str]) -> ModelFile:
@@ -76,7 +76,7 @@ def write_model(
             written += f.write(wire.header(100, size)) + size
             _check_size(path, written)
             for piece in pieces:
-                f.write(piece)
+                f.write(wire.bytes_of(piece))
         f.write(after)
 
 
@@ -90,7 +90,7 @@ def _head(model: ModelFile, dialect: str | None) -> tuple[bytes, bytes]:
     return b"".join(before), b"".join(after)
 
 
-def _layer(layer: LayerBlobs, *, dialect: str | None, diffs: bool, raw: bool) -> list[_Piece]:
+def _layer(layer: LayerBlobs, *, dialect: str | None, diffs: bool, raw: bool) -> list[wire.Piece]:
     """The pieces of one LayerParameter: fields below 7, the blobs, the fields above. Arrays are not copied."""
     fields = layer.fields(dialect)
     split = len(fields)
@@ -98,7 +98,7 @@ def _layer(layer: LayerBlobs, *, dialect: str | None, diffs: bool, raw: bool) ->
         if number > 7:
             split = at
             break
-    pieces: list[_Piece] = [fields[:split]]
+    pieces: list[wire.Piece] = [fields[:split]]
     for i, array in enumerate(layer.blobs):
         if array is None:
             raise CaffeError(
@@ -106,7 +106,7 @@ def _layer(layer: LayerBlobs, *, dialect: str | None, diffs: bool, raw: bool) ->
                 hint="write HDF5, or load the weights into the net and save them from there",
             )
         diff = layer.diffs[i] if diffs and i < len(layer.diffs) else None
-        blob = encode_blob(np.asarray(array), None if diff is None else np.asarray(diff), raw=raw)
+        blob = encode_blob(as_array(array), None if diff is None else as_array(diff), raw=raw)
         pieces += [wire.header(7, sum(map(len, blob))), *blob]
     pieces.append(fields[split:])
     return pieces

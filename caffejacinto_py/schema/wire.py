@@ -7,7 +7,7 @@ the byte in the file. Reference: protobuf "Encoding" documentation.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -153,6 +153,30 @@ def header(number: int, size: int) -> bytes:
 def block(number: int, payload: bytes) -> bytes:
     """A LEN field: bytes or a sub-message."""
     return header(number, len(payload)) + payload
+
+
+class Later:
+    """Bytes whose number is known before they are."""
+
+    def __init__(self, size: int, make: Callable[[], bytes | memoryview]) -> None:
+        self.size = size
+        self.make = make
+
+    def __len__(self) -> int:
+        return self.size
+
+
+Piece = bytes | memoryview | Later  # of a file that is written piece by piece
+
+
+def bytes_of(piece: Piece) -> bytes | memoryview:
+    """What a piece is, made now. ValueError when it is longer or shorter than was said."""
+    if not isinstance(piece, Later):
+        return piece
+    made = piece.make()
+    if len(made) != piece.size:
+        raise ValueError(f"{len(made)} bytes where {piece.size} were announced")
+    return made
 
 
 def string(number: int, value: str) -> bytes:

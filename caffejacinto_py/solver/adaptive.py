@@ -15,10 +15,17 @@ from caffejacinto_py.solver.rules import Group, Rates, Regularisation, Rule, reg
 class AdaGrad(Rule):
     """h += g'^2; w -= r g' / (sqrt(h) + delta)."""
 
+    signed = (False,)
+
     def __init__(
-        self, learnable: Sequence[Learnable], regularisation: Regularisation | None = None, *, delta: float = 1e-8
+        self,
+        learnable: Sequence[Learnable],
+        regularisation: Regularisation | None = None,
+        *,
+        delta: float = 1e-8,
+        history: str = "float32",
     ) -> None:
-        super().__init__(learnable, regularisation)
+        super().__init__(learnable, regularisation, history=history)
         self.delta = delta
 
     def update(self, group: Group, grads: list[Tensor], rates: Rates, decay: float, scale: Tensor | None) -> None:
@@ -46,6 +53,8 @@ class AdaGrad(Rule):
 class RMSProp(Rule):
     """h = decay h + (1 - decay) g'^2; w -= r g' / (sqrt(h) + delta)."""
 
+    signed = (False,)
+
     def __init__(
         self,
         learnable: Sequence[Learnable],
@@ -53,8 +62,9 @@ class RMSProp(Rule):
         *,
         delta: float = 1e-8,
         decay: float = 0.99,
+        history: str = "float32",
     ) -> None:
-        super().__init__(learnable, regularisation)
+        super().__init__(learnable, regularisation, history=history)
         self.delta = delta
         self.decay = decay
 
@@ -68,12 +78,17 @@ class RMSProp(Rule):
 class AdaDelta(Rule):
     """h = m h + (1 - m) g'^2; u = g' sqrt((k + delta) / (h + delta)); k = m k + (1 - m) u^2; w -= r u. m: momentum."""
 
-    slots = 2
+    signed = (False, False)
 
     def __init__(
-        self, learnable: Sequence[Learnable], regularisation: Regularisation | None = None, *, delta: float = 1e-8
+        self,
+        learnable: Sequence[Learnable],
+        regularisation: Regularisation | None = None,
+        *,
+        delta: float = 1e-8,
+        history: str = "float32",
     ) -> None:
-        super().__init__(learnable, regularisation)
+        super().__init__(learnable, regularisation, history=history)
         self.delta = delta
 
     def update(self, group: Group, grads: list[Tensor], rates: Rates, decay: float, scale: Tensor | None) -> None:
@@ -96,7 +111,7 @@ class Adam(Rule):
     divides sqrt(v) by sqrt(1 - b2^t) before it adds its epsilon, so it is given delta / sqrt(1 - b2^t).
     """
 
-    slots = 2
+    signed = (True, False)
 
     def __init__(
         self,
@@ -105,8 +120,9 @@ class Adam(Rule):
         *,
         delta: float = 1e-8,
         momentum2: float = 0.999,
+        history: str = "float32",
     ) -> None:
-        super().__init__(learnable, regularisation)
+        super().__init__(learnable, regularisation, history=history)
         self.delta = delta
         self.momentum2 = momentum2
 

@@ -1,4 +1,4 @@
-"""`memory { budget strategy }` of a solver: training within so many bytes. Ours; docs/memory.md."""
+"""`memory { budget strategy }` and `history_type` of a solver: training within so many bytes. Ours; docs/memory.md."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from caffejacinto_py.engine.memory import strategies
 from caffejacinto_py.engine.memory.budget import MemoryPlan, attach, in_units, parse_bytes
 from caffejacinto_py.errors import PrototxtError, UsageError
-from caffejacinto_py.passes.memory import account
+from caffejacinto_py.passes.memory import HISTORY_TYPES, account
 from caffejacinto_py.solver.lr import Where, nowhere
 
 if TYPE_CHECKING:
+    from caffejacinto_py.engine.net import Net
     from caffejacinto_py.solver.loop import Solver
 
 log = logging.getLogger(__name__)
@@ -43,13 +44,14 @@ def limits(param: Any, where: Where = nowhere) -> Limits | None:
 def plan_solver(solver: Solver) -> MemoryPlan | None:
     """Let the training net run within the solver's budget and log the plan; None: there is no budget.
 
-    Raises BudgetError, UsageError, PrototxtError.
+    Raises BudgetError, UsageError, PrototxtError (also for a history_type that the net has no use for).
     """
     param, net = solver.param, solver.net
+    _check_history(param, net, solver.where)
     found = limits(param, solver.where)
     if found is None:
         return None
-    made = attach(net, found.budget, strategy=found.strategy, solver=param.type)
+    made = attach(net, found.budget, strategy=found.strategy, solver=param.type, history=param.history_type)
     log.info("%s", line(made))
     for i, test in enumerate(solver.test_nets):
         need = made.fixed - made.memory.gradients + account(test.graph, item=test.dtype.itemsize).live
@@ -61,6 +63,15 @@ def plan_solver(solver: Solver) -> MemoryPlan | None:
     if param.debug_info and param.display:
         log.warning("Memory: iterations that debug_info shows run layer by layer and keep everything")
     return made
+
+
+def _check_history(param: Any, net: Net, where: Where) -> None:
+    if param.history_type == HISTORY_TYPES[0]:
+        return
+    if net.dtype.itemsize > 4:
+        text = f"history_type '{param.history_type}' is for nets in float32, and this one is in double precision"
+        raise PrototxtError(text, loc=where("history_type"), hint="remove history_type, or train with --precision fp32")
+    log.info("History of %s in %s", param.type, param.history_type)
 
 
 def line(made: MemoryPlan) -> str:

@@ -13,14 +13,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from caffejacinto_py.engine.arrays import host_array, lazy_array
 from caffejacinto_py.engine.params import Learnable
 from caffejacinto_py.errors import WeightsError
+from caffejacinto_py.schema.lazy import LazyArray
+from caffejacinto_py.solver.history import Packed, noise_for
 
 PIECE = 1 << 18  # numbers; measured on 2.4 M parameters: 2^17 to 2^19 are equally fast, 2^16 and 2^20 slower
 
@@ -46,13 +50,15 @@ class Regularisation:
 
 @dataclass
 class Group:
-    """Parameters with equal multipliers. history: per slot of the rule, one tensor per parameter."""
+    """Parameters with equal multipliers. history: per slot of the rule, one tensor per parameter; packed: in their
+    place, where it is not float32."""
 
     lr_mult: float
     decay_mult: float
     index: list[int] = field(default_factory=list)  # places in the net's list of learnable blobs
     params: list[Tensor] = field(default_factory=list)
     history: list[list[Tensor]] = field(default_factory=list)
+    packed: Packed | None = None
 
     def grads(self) -> list[Tensor]:
         """Gradients laid out as the parameters; zeros for a parameter that no loss reaches (it still decays)."""
@@ -66,14 +72,34 @@ class Group:
             found.append(g)
         return found
 
+    def parts(self, grads: list[Tensor], *, whole: bool) -> Iterator[tuple[Group, list[Tensor]]]:
+        """What is updated at one time, with its gradients: all, or with packed history a piece of it, in float32."""
+        if self.packed is None:
+            yield self, grads
+            return
+        for params, slopes, history in self.packed.parts(grads, whole=whole):
+            yield Group(self.lr_mult, self.decay_mult, params=params, history=history), slopes
+
+    def blob(self, slot: int, i: int) -> LazyArray:
+        """History of parameter i in float32, or float64 where the parameter is."""
+        packed, p = self.packed, self.params[i]
+        if packed is None:
+            return lazy_array(self.history[slot][i])
+        return LazyArray(tuple(p.shape), np.float32, lambda: host_array(packed.get(slot, i)))
+
 
 class Rule:
-    """Base of the update rules: grouping, scaling, regularisation, history in and out. Subclasses define `update`."""
+    """Base of the update rules: grouping, scaling, regularisation, history in and out. Subclasses define `update`.
 
-    slots: ClassVar[int] = 1  # tensors of history per parameter
+    history: the type it has between steps, see `history`.
+    """
+
+    signed: ClassVar[tuple[bool, ...]] = (True,)  # the slots, tensors of history per parameter: below 0 at times?
     elementwise = True  # a part of a parameter can be updated without the rest of it
 
-    def __init__(self, learnable: Sequence[Learnable], regularisation: Regularisation | None = None) -> None:
+    def __init__(
+        self, learnable: Sequence[Learnable], regularisation: Regularisation | None = None, *, history: str = "float32"
+    ) -> None:
         self.learnable = list(learnable)
         self.regularisation = regularisation or Regularisation()
         groups: dict[tuple[float, float], Group] = {}
@@ -84,8 +110,17 @@ class Rule:
             group.index.append(i)
             group.params.append(blob.param)
         self.groups = list(groups.values())
+        packed = history != "float32" and bool(self.groups)
+        self.noise = noise_for(self.groups[0].params[0].device) if packed else None
         for group in self.groups:
-            group.history = [[torch.zeros_like(p) for p in group.params] for _ in range(self.slots)]
+            if self.noise is not None:
+                group.packed = Packed(group.params, self.signed, history, self.noise)
+            else:
+                group.history = [[torch.zeros_like(p) for p in group.params] for _ in range(self.slots)]
+
+    @property
+    def slots(self) -> int:
+        return len(self.signed)
 
     # --- one update --------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -96,12 +131,15 @@ class Rule:
         if scale is not None and scale.dtype == torch.float64:  # the fused kernels divide by float32 numbers only
             torch._foreach_div_([g for group in grads for g in group], scale)
             scale = None
-        for group, g in zip(self.groups, grads):
+        if self.noise is not None:
+            self.noise.begin(rates.iteration)
+        for group, slopes in zip(self.groups, grads):
             decay = rates.weight_decay * group.decay_mult
-            if self.regularisation.l1 and decay:
-                self._step_l1(group, g, rates, decay, scale)
-            else:
-                self.update(group, g, rates, decay, scale)
+            for part, g in group.parts(slopes, whole=not self.elementwise):
+                if self.regularisation.l1 and decay:
+                    self._step_l1(part, g, rates, decay, scale)
+                else:
+                    self.update(part, g, rates, decay, scale)
 
     def _step_l1(self, group: Group, grads: list[Tensor], rates: Rates, decay: float, scale: Tensor | None) -> None:
         """g' = g / scale + decay * sign(w), then the rule; on a CPU piece by piece, while the piece is in its cache."""
@@ -129,17 +167,20 @@ class Rule:
         return size * (norm / reg.clip).clamp_min(1.0)
 
     # --- history -----------------------------------------------------------------------------------------------------
-    def export(self) -> list[np.ndarray]:
-        """The history in Caffe's units and order: slot by slot, every learnable blob (zeros where lr_mult is 0)."""
-        found: list[np.ndarray | None] = [None] * (self.slots * len(self.learnable))
+    def blobs(self) -> list[LazyArray]:
+        """The history in Caffe's units and order: slot by slot, every learnable blob (zeros where lr_mult is 0). To be
+        used before the next step."""
+        shapes = [tuple(blob.param.shape) for blob in self.learnable] * self.slots
+        found = [LazyArray(shape, np.float32, partial(np.zeros, shape, np.float32)) for shape in shapes]
         for group in self.groups:
-            for slot, tensors in enumerate(group.history):
-                for i, tensor in zip(group.index, tensors):
-                    found[slot * len(self.learnable) + i] = _array(tensor)
-        for n, array in enumerate(found):
-            if array is None:
-                found[n] = np.zeros(tuple(self.learnable[n % len(self.learnable)].param.shape), np.float32)
-        return [a for a in found if a is not None]
+            for slot in range(self.slots):
+                for k, i in enumerate(group.index):
+                    found[slot * len(self.learnable) + i] = group.blob(slot, k)
+        return found
+
+    def export(self) -> list[np.ndarray]:
+        """`blobs`, as copies."""
+        return [np.array(blob) for blob in self.blobs()]
 
     @torch.no_grad()
     def load(self, history: Sequence[np.ndarray], *, path: str = "") -> None:
@@ -147,10 +188,13 @@ class Rule:
         self.check(history, path=path)
         n = len(self.learnable)
         for group in self.groups:
-            for slot, tensors in enumerate(group.history):
-                for i, tensor in zip(group.index, tensors):
-                    array = np.array(history[slot * n + i])  # float32 or float64, whatever the net is
-                    tensor.copy_(torch.from_numpy(array).reshape(tensor.shape))
+            for slot in range(self.slots):
+                for k, (i, param) in enumerate(zip(group.index, group.params)):
+                    values = torch.from_numpy(np.array(history[slot * n + i]))  # float32 or 64, whatever the net is
+                    if group.packed is not None:
+                        group.packed.put(slot, k, values)
+                    else:
+                        group.history[slot][k].copy_(values.reshape(param.shape))
 
     def check(self, history: Sequence[np.ndarray], *, path: str = "") -> None:
         """WeightsError when a history does not fit this rule and net."""
@@ -237,8 +281,9 @@ class SGD(Rule):
         regularisation: Regularisation | None = None,
         *,
         larc: Larc | None = None,
+        history: str = "float32",
     ) -> None:
-        super().__init__(learnable, regularisation)
+        super().__init__(learnable, regularisation, history=history)
         self.larc = larc
         self.elementwise = larc is None
         self._loudest: Tensor | None = None
@@ -322,30 +367,26 @@ def _rms(g: Tensor) -> Tensor:
     return torch.linalg.vector_norm(g) / math.sqrt(max(g.numel(), 1))
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    """A C-contiguous copy on the host: float64 for a net of that type, else float32."""
-    kind = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-    host = tensor.detach().to("cpu", kind, copy=True, memory_format=torch.contiguous_format)
-    return host.numpy()
-
-
 def make(learnable: Sequence[Learnable], param: Any, *, larc: bool = False, floor: bool = False) -> Rule:
     """The rule that a checked solver message asks for. floor: NVCaffe's lower limits of delta."""
     from caffejacinto_py.solver.adaptive import AdaDelta, AdaGrad, Adam, RMSProp
 
     reg = Regularisation(param.regularization_type == "L1", param.iter_size, param.clip_gradients)
-    kind = param.type
+    kind, history = param.type, param.history_type
     if kind == "SGD":
-        return SGD(learnable, reg, larc=Larc(param.larc_eta, param.larc_policy == "clip") if larc else None)
+        found = Larc(param.larc_eta, param.larc_policy == "clip") if larc else None
+        return SGD(learnable, reg, larc=found, history=history)
     if kind == "Nesterov":
-        return Nesterov(learnable, reg)
+        return Nesterov(learnable, reg, history=history)
+    least = {"AdaGrad": 1e-3, "AdaDelta": 1e-3}.get(kind, 1e-4) if floor else 0.0
+    delta = max(param.delta, least)
     if kind == "AdaGrad":
-        return AdaGrad(learnable, reg, delta=max(param.delta, 1e-3 if floor else 0.0))
+        return AdaGrad(learnable, reg, delta=delta, history=history)
     if kind == "RMSProp":
-        return RMSProp(learnable, reg, delta=max(param.delta, 1e-4 if floor else 0.0), decay=param.rms_decay)
+        return RMSProp(learnable, reg, delta=delta, decay=param.rms_decay, history=history)
     if kind == "AdaDelta":
-        return AdaDelta(learnable, reg, delta=max(param.delta, 1e-3 if floor else 0.0))
-    return Adam(learnable, reg, delta=max(param.delta, 1e-4 if floor else 0.0), momentum2=param.momentum2)
+        return AdaDelta(learnable, reg, delta=delta, history=history)
+    return Adam(learnable, reg, delta=delta, momentum2=param.momentum2, history=history)
 
 
 RULES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")

@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from caffejacinto_py.errors import CaffeError, PrototxtError, near, raise_all
+from caffejacinto_py.passes.memory import HISTORY_TYPES
 from caffejacinto_py.schema.dialect import Dialect
 from caffejacinto_py.solver import lr, memory
 from caffejacinto_py.solver.lr import Where
@@ -46,6 +47,9 @@ def check(param: Any, where: Where, dialect: Dialect) -> None:
         errors.append(
             _wrong(where, "type", f"unknown solver type '{param.type}'", hint or f"known: {', '.join(RULES)}")
         )
+    if param.history_type not in HISTORY_TYPES:
+        text = f"unknown history_type '{param.history_type}'"
+        errors.append(_wrong(where, "history_type", text, f"one of {', '.join(HISTORY_TYPES)}"))
     if param.regularization_type not in ("L1", "L2"):
         text = f"unknown regularization_type '{param.regularization_type}'"
         errors.append(_wrong(where, "regularization_type", text, "L1 or L2"))

@@ -165,3 +165,28 @@ def test_train_refuses_a_budget(folder: Path, capsys: Capture) -> None:
     assert not list(Path().glob("snap*"))
     assert main(["train", "--solver=solver.prototxt", "--memory-budget=1MB", "--dry-run"]) == 0
     assert "Memory: planned" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "int8"])
+def test_history_type_counts(folder: Path, capsys: Capture, kind: str) -> None:
+    """summary, plan and train --dry-run see the solver's history_type."""
+    text = f'net: "net.prototxt" type: "Adam" base_lr: 0.1 lr_policy: "fixed" history_type: "{kind}"\n'
+    (folder / "s.prototxt").write_text(text)
+    assert main(["summary", "net.prototxt", "--memory", "--solver=s.prototxt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["history_type"] == kind
+    share = {"float32": 2.0, "bfloat16": 1.0, "int8": 2.0}[kind]  # blobs this small stay float32 in int8
+    assert found["history"] == share * found["gradients"]
+    assert main(["plan", "--solver=s.prototxt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fixed"] == found["params"] + found["gradients"] + found["history"]
+    assert main(["summary", "net.prototxt", "--memory", "--solver=s.prototxt"]) == 0
+    assert ("(Adam)" if kind == "float32" else f"(Adam, {kind})") in capsys.readouterr().out
+
+
+def test_unknown_history_type(folder: Path, capsys: Capture) -> None:
+    (folder / "s.prototxt").write_text('net: "net.prototxt" base_lr: 1 lr_policy: "fixed"\nhistory_type: "int4"\n')
+    for args in (["summary", "net.prototxt", "--memory", "--solver=s.prototxt"], ["plan", "--solver=s.prototxt"]):
+        assert main(args) == 3
+        err = capsys.readouterr().err
+        assert "s.prototxt:2:" in err
+        assert "one of float32, bfloat16, int8" in err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from caffejacinto_py.engine.memory import strategies
 from caffejacinto_py.engine.memory.execute import Recompute
@@ -88,15 +88,16 @@ def make_plan(
     budget: int | None = None,
     strategy: Strategy = Strategy(),  # noqa: B008  # frozen
     solver: str = "SGD",
+    history: str = "float32",
     item: int = 4,
     fused: bool = True,
     refine: Callable[[Chain], Chain] | None = None,
 ) -> MemoryPlan:
     """The plan of a TRAIN graph. budget: bytes for weights, gradients, history and activations; None: unlimited.
 
-    refine: replaces estimates of the chain (profile). Raises BudgetError.
+    solver, history: see `account`. refine: replaces estimates of the chain (profile). Raises BudgetError.
     """
-    memory = account(graph, solver=solver, item=item)
+    memory = account(graph, solver=solver, history=history, item=item)
     chain = chain_of(graph, item=item, fused=fused)
     chain = refine(chain) if refine else chain
     plain = simulate(chain, keep_all(chain))
@@ -111,10 +112,20 @@ def make_plan(
     return made
 
 
-def attach(net: Net, budget: int, *, strategy: Strategy = Strategy(), solver: str = "SGD") -> MemoryPlan:  # noqa: B008
-    """Plan a net that is to be trained, and let it run as planned. solver: its type. Raises BudgetError, UsageError."""
-    fused = net.hook is None
-    made = make_plan(net.graph, budget=budget, strategy=strategy, solver=solver, item=net.dtype.itemsize, fused=fused)
+def attach(
+    net: Net,
+    budget: int,
+    *,
+    strategy: Strategy = Strategy(),  # noqa: B008  # frozen
+    solver: str = "SGD",
+    history: str = "float32",
+) -> MemoryPlan:
+    """Plan a net that is to be trained, and let it run as planned. solver, history: see `account`.
+
+    Raises BudgetError, UsageError.
+    """
+    kept: dict[str, Any] = {"solver": solver, "history": history, "item": net.dtype.itemsize}
+    made = make_plan(net.graph, budget=budget, strategy=strategy, fused=net.hook is None, **kept)
     net.recompute = Recompute(net, made.chain, made.schedule)
     return made
 
