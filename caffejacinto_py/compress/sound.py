@@ -95,7 +95,8 @@ class Sound(Simulation):
             s = self.scheme.settings
             rows = sorted(self._seen)
             lows, highs = zip(*(self._seen[r] for r in rows), strict=True)
-            new = torch.stack([torch.stack(lows), torch.stack(highs)], 1).float() * s.expansion
+            ends = self.ranks.least(torch.stack([torch.stack(lows), -torch.stack(highs)], 1).float())
+            new = torch.stack([ends[:, 0], -ends[:, 1]], 1) * s.expansion
             old = self.ranges.to(new.device)
             mean = torch.lerp(old[rows], new, 1.0 if self.count == 0 else s.rate)
             mean = torch.where(torch.isnan(old[rows]) | (self.count == 0), new, mean)

@@ -13,7 +13,6 @@ import torch
 
 from caffejacinto_py.compress.observe import observe
 from caffejacinto_py.engine import precision
-from caffejacinto_py.engine.net import Net
 from caffejacinto_py.solver import Solver
 from tests.gpu.fake import CUDA, Seen, fake_cuda
 from tests.solver import helpers
@@ -143,7 +142,8 @@ def test_dropout_and_a_whole_solve(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     text = helpers.NET.replace('layer {{ name: "ip"', 'layer {{ name: "d" type: "Dropout" bottom: "bn" top: "bn" }}\n'
                                'layer {{ name: "ip"')  # fmt: skip
     monkeypatch.setattr(helpers, "NET", text)
-    extra = "test_iter: 2\ntest_interval: 4\ndisplay: 3\ndebug_info: true\nsnapshot: 5\naverage_loss: 3\nsnapshot_diff: true"
+    extra = "test_iter: 2\ntest_interval: 4\ndisplay: 3\ndebug_info: true\nsnapshot: 5\naverage_loss: 3\n"
+    extra += "snapshot_diff: true"
     with fake_cuda():
         whole = helpers.make_solver(tmp_path, extra, device=CUDA)
         whole.solve()
