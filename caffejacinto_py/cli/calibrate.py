@@ -191,9 +191,6 @@ class _Job:
 
         doc = parse(dumps(document), "NetParameter", file=str(self.model))
         dialect = resolve_dialect(doc.message, None, self.given["dialect"], compat=self.given["compat"])
-        if dialect.name != self.dialect.name:
-            text = "The written net is one of %s, the float net of %s: they count ties in Accuracy differently, say."
-            self.log.info(text, dialect.name, self.dialect.name)
         simulated = self._build(doc, dialect)
         simulated.load(self.net.model(), ignore_shape_mismatch=dialect.ignore_shape_mismatch)
         attach(simulated)

@@ -53,10 +53,8 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
     [{"name", "type", "weights": {"bd", "ad", "max", "sqnr"}, "activations": {"layer", "bd", "ad", "max", "sqnr",
     "rounded", "zeros", "zeros_rounded"}}], "zeros", "zeros_rounded", "written"}.
     """
-    from caffejacinto_py.cli.dialects import must_say_dialect
     from caffejacinto_py.cli.running import open_net, prepare_run
     from caffejacinto_py.compress.lowprecision import Settings, analyse
-    from caffejacinto_py.schema.text import parse
     from caffejacinto_py.solver.feed import Feed
 
     settings = Settings(
@@ -80,8 +78,6 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
     finally:
         feed.close()
     texts = _texts(net, model, output, given, formats)
-    message = parse(texts[0][1], "NetParameter").message
-    told = f" --dialect={net.graph.dialect.name}" if must_say_dialect(message, net.graph.dialect, log) else ""
     low, zeros, after = _measure(net, texts[0], formats, given)
     written = _write(low, texts, weights, output)
     found = describe(formats, zeros, before, after)
@@ -92,7 +88,7 @@ def command(model: Path, weights: tuple[str, ...], output: Path, as_json: bool, 
         return 0
     click.echo(render(found))
     click.echo(f"Wrote {', '.join(written)}")
-    click.echo(f"Fine-tune: caffejacinto train --solver={output}_solver.prototxt --weights={output}.caffemodel{told}")
+    click.echo(f"Fine-tune: caffejacinto train --solver={output}_solver.prototxt --weights={output}.caffemodel")
     return 0
 
 

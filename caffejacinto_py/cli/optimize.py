@@ -134,13 +134,14 @@ def _weights(graph: Graph, names: tuple[str, ...]) -> ModelFile:
 def _message(graph: Graph) -> Any:
     """The net as a NetParameter; what it says of quantization stays."""
     from caffejacinto_py.ir.emit import emit
+    from caffejacinto_py.schema.mark import mark
 
     net = emit(graph)
     if graph.proto.HasField("quantize"):
         net.quantize = graph.proto.quantize
     if graph.proto.HasField("net_quantization_param"):
         net.net_quantization_param.CopyFrom(graph.proto.net_quantization_param)
-    return net
+    return mark(net, graph.dialect.name)
 
 
 def report(done: Absorbed, log: Any) -> None:
@@ -155,8 +156,6 @@ def report(done: Absorbed, log: Any) -> None:
         log.info("Left out, do nothing in phase TEST: %s", ", ".join(done.dropped))
     for k in done.kept:
         log.info("%sKept: %s %s: %s", f"{k.loc}: " if k.loc else "", k.type, k.node, k.reason)
-    for notice in done.notices:
-        log.warning("%s", notice)
 
 
 def _verify(graph: Graph, held: ModelFile, done: Absorbed, log: Any) -> Difference:

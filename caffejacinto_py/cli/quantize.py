@@ -81,7 +81,6 @@ def _instead(solver: Path | None) -> str:
 
 
 def _search(given: dict[str, Any], quiet: bool) -> dict[str, Any]:
-    from caffejacinto_py.cli.dialects import must_say_dialect
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.compress import search
     from caffejacinto_py.passes.ristretto import shorten, shortened_document
@@ -116,7 +115,6 @@ def _search(given: dict[str, Any], quiet: bool) -> dict[str, Any]:
         log.warning("The score is more than %g points below the original: fine-tune the net.", given["error_margin"])
     elif not found.plan:
         log.warning("Nothing could be shortened within the margin; %s is the net as it was.", target)
-    must_say_dialect(message, net.graph.dialect, log)
     return _as_dict(found, types, given)
 
 

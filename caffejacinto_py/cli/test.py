@@ -197,10 +197,11 @@ def _dump(run: Run, files: tuple[Path, Path], log: logging.Logger) -> None:
     from caffejacinto_py.cli import outputs
     from caffejacinto_py.compress import quantize
     from caffejacinto_py.ir.emit import emit
+    from caffejacinto_py.schema.mark import mark
 
     net = run.net
     fixed = net.graph.dialect.compat.quantization == "sound"
     message = quantize.dump(net, fixed=fixed)
     for kind, file in zip(("prototxt", "caffemodel"), files, strict=True):
         log.info("Snapshotting tested %s to file %s", kind, file)
-    outputs.write(files, emit(net.graph) if message is None else message, net.model())
+    outputs.write(files, mark(emit(net.graph), net.graph.dialect.name) if message is None else message, net.model())

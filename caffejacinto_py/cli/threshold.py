@@ -71,6 +71,7 @@ def command(model: Path, weights: Path, output: Path | None, as_json: bool, **gi
     from caffejacinto_py.cli import outputs
     from caffejacinto_py.cli.optimize import open_graph
     from caffejacinto_py.compress import sparsity
+    from caffejacinto_py.schema.mark import mark
     from caffejacinto_py.schema.upgrade import load_net
     from caffejacinto_py.solver import logs
 
@@ -92,7 +93,7 @@ def command(model: Path, weights: Path, output: Path | None, as_json: bool, **gi
     for line in (*sparsity.prune_lines(done, per_channel=given["per_channel"]), *sparsity.lines(rows)):
         log.info("%s", line)
     _put(stored, tensors)
-    _write(files, stored, doc.message)
+    _write(files, stored, mark(doc.message, graph.dialect.name))
     result = _result(done, fractions)
     if as_json:
         names = {"model": str(model), "weights": str(weights), "output": [str(f) for f in files]}

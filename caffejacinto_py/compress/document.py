@@ -12,6 +12,7 @@ from caffejacinto_py.ir.graph import Graph, Node
 from caffejacinto_py.layers import registry
 from caffejacinto_py.passes.quantize import Settings, is_stored
 from caffejacinto_py.schema.dialect import Dialect
+from caffejacinto_py.schema.mark import mark
 
 
 def float_document(message: Any) -> Any:
@@ -64,7 +65,7 @@ def quantized_document(
     if not settings.float_only:
         param.ClearField("precision")
     write_settings(param, settings)
-    return net
+    return mark(net, before.dialect.name)
 
 
 def _place(node: Node) -> int:

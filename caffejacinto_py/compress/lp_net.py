@@ -17,6 +17,7 @@ from caffejacinto_py.layers import registry
 from caffejacinto_py.layers.dual import Precision
 from caffejacinto_py.layers.lp import LPAct
 from caffejacinto_py.schema import pb
+from caffejacinto_py.schema.mark import mark
 from caffejacinto_py.schema.weights import LayerBlobs, ModelFile
 
 ACT = "_act"  # ending of the names of the new layers
@@ -46,7 +47,7 @@ def rewrite(net: Any, graph: Graph, formats: Sequence[LayerFormats]) -> Any:
             act.include.extend(layer.include)
             act.exclude.extend(layer.exclude)
             _write(act.lpfp_param, chosen.activations)
-    return made
+    return mark(made, graph.dialect.name)
 
 
 def act_name(layer: str, names: set[str], top: int = 0) -> str:
@@ -63,7 +64,7 @@ def convert(low: ModelFile, *plain: ModelFile) -> ModelFile:
     others: dict[str, LayerBlobs] = {}
     for model in plain:
         others.update({e.name: e for e in model.layers if e.blobs and e.name not in there})
-    return ModelFile(low.name, [*low.layers, *others.values()], dialect=SCHEME)
+    return ModelFile(low.name, [*low.layers, *others.values()], dialect=low.dialect, head=low.head)
 
 
 def tuning_solver(net: str, prefix: str, *, test_iter: int, max_iter: int) -> str:

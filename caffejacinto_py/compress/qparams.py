@@ -13,6 +13,7 @@ from caffejacinto_py.ir.emit import emit
 from caffejacinto_py.ir.graph import Graph
 from caffejacinto_py.passes.quantize import Settings
 from caffejacinto_py.schema import pb
+from caffejacinto_py.schema.mark import mark
 
 Table = tuple[Sequence[QParams], Sequence[QParams], Sequence[QParams]]  # of the bottoms, of the blobs, of the tops
 SUFFIX = "___QUANTIZED__SEE_END_OFTHE_FILE"
@@ -35,7 +36,7 @@ def write_qparams(
     stamp_net(net, graph.proto, fixed=fixed)
     if settings is not None:
         write_settings(net.net_quantization_param, settings)
-    return net
+    return mark(net, graph.dialect.name)
 
 
 def stamp_layer(layer: Any, table: Table, *, settings: Settings, count: int = 0) -> None:

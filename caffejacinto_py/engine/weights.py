@@ -11,6 +11,7 @@ import torch
 
 from caffejacinto_py.engine.arrays import lazy_array
 from caffejacinto_py.errors import LayerError, WeightsError
+from caffejacinto_py.schema.mark import mark_model
 from caffejacinto_py.schema.weights import LayerBlobs, ModelFile, shapes_match
 
 if TYPE_CHECKING:
@@ -109,9 +110,10 @@ def model(net: Net, *, diffs: bool = False, lazy: bool = False) -> ModelFile:
             )
         )
     made = ModelFile(name=net.graph.name, layers=entries)
+    made.dialect = net.graph.dialect.name
     if net.hook is not None:
         net.hook.saving(net, made)
-    return made
+    return mark_model(made, net.graph.dialect.name)
 
 
 def _array(tensor: torch.Tensor, *, zero: bool = False) -> np.ndarray:

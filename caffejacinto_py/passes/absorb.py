@@ -20,7 +20,7 @@ from caffejacinto_py.layers.folding import Affine, Folded, Refused
 from caffejacinto_py.layers.registry import make
 from caffejacinto_py.passes import finish, shapes
 from caffejacinto_py.passes.rewire import Blocked, bypass, maker, readers, take_over, weighs
-from caffejacinto_py.schema.dialect import resolve_dialect
+from caffejacinto_py.schema.mark import mark_model
 from caffejacinto_py.schema.weights import LayerBlobs, ModelFile
 
 Array = np.ndarray
@@ -48,17 +48,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class Absorbed:
-    """A net without what it absorbed. dropped: layers that hand their bottom through in phase TEST, taken out.
-
-    notices: what a person must know about the new files.
-    """
+    """A net without what it absorbed. dropped: layers that hand their bottom through in phase TEST, taken out."""
 
     graph: Graph
     model: ModelFile
     merged: tuple[Merge, ...]
     kept: tuple[Kept, ...]
     dropped: tuple[str, ...]
-    notices: tuple[str, ...]
 
 
 def absorb(graph: Graph, model: ModelFile, *, keep_identity: bool = False, shared: str = "error") -> Absorbed:
@@ -82,8 +78,7 @@ def absorb(graph: Graph, model: ModelFile, *, keep_identity: bool = False, share
         work.before()
     raise_all(work.errors)
     new = finish(shapes.reshape(graph.with_nodes(work.nodes, shapes=graph.shapes), {}))
-    return Absorbed(new, _model(new, work.blobs, model), tuple(work.merged), tuple(work.staying()),
-                    tuple(work.dropped), tuple(_notices(graph, new)))  # fmt: skip
+    return Absorbed(new, _model(new, work.blobs), tuple(work.merged), tuple(work.staying()), tuple(work.dropped))
 
 
 def blobs_of(graph: Graph, model: ModelFile) -> dict[str, list[Array]]:
@@ -305,7 +300,7 @@ def with_bias(node: Node) -> Node:
     return replace(node, proto=proto, specs=specs, layer=make(proto, node.layer.context, len(node.outputs), node.loc))
 
 
-def _model(graph: Graph, blobs: dict[str, list[Array]], old: ModelFile) -> ModelFile:
+def _model(graph: Graph, blobs: dict[str, list[Array]]) -> ModelFile:
     borrowed = {user for p in graph.params for user in p.users[1:]}
     entries = []
     for node, message in zip(graph.nodes, emit(graph).layer, strict=True):
@@ -313,11 +308,5 @@ def _model(graph: Graph, blobs: dict[str, list[Array]], old: ModelFile) -> Model
         shared = [i for i in range(len(own)) if (node.name, i) in borrowed]
         entries.append(LayerBlobs(node.name, node.type, own, proto=message, bottoms=message.bottom, tops=message.top,
                                   shared=shared))  # fmt: skip
-    return ModelFile(graph.name, entries, dialect=old.dialect)
-
-
-def _notices(old: Graph, graph: Graph) -> list[str]:
     name = graph.dialect.name
-    if resolve_dialect(emit(graph)).name == name or resolve_dialect(emit(old)).name != name:
-        return []
-    return [f"no field of the new net shows the dialect any more: run it with --dialect {graph.dialect.name}"]
+    return mark_model(ModelFile(graph.name, entries, dialect=name), name)

@@ -10,6 +10,7 @@ from caffejacinto_py.errors import LayerError
 from caffejacinto_py.ir.graph import Graph, Node
 from caffejacinto_py.layers import registry
 from caffejacinto_py.passes import finish
+from caffejacinto_py.schema.mark import mark
 
 SCHEME = "ristretto"
 FIELD = "quantization_param"
@@ -64,4 +65,4 @@ def shortened_document(message: Any, before: Graph, after: Graph) -> Any:
             elif layer.name == old.name and layer.type == old.type:
                 layer.type = new.type
                 getattr(layer, FIELD).CopyFrom(getattr(new.proto, FIELD))
-    return net
+    return mark(net, before.dialect.name)

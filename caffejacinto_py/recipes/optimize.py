@@ -13,6 +13,7 @@ from caffejacinto_py.passes import prepare
 from caffejacinto_py.passes.absorb import Absorbed, absorb
 from caffejacinto_py.recipes.resolve import Job
 from caffejacinto_py.schema.files import atomic_write
+from caffejacinto_py.schema.mark import mark
 from caffejacinto_py.schema.text import dumps
 from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import ModelFile, read_model, write_model
@@ -49,6 +50,7 @@ def _written(job: Job, which: str, old: Any, done: Absorbed) -> Any:
     message.CopyFrom(old)
     del message.layer[:]
     message.layer.extend(emit(done.graph).layer)
+    mark(message, job.dialect.name)
     with atomic_write(job.path(f"{which}.prototxt"), "w") as f:
         f.write(dumps(message))
     return load_net(job.path(f"{which}.prototxt"))
@@ -59,5 +61,3 @@ def _report(done: Absorbed) -> None:
         log.info("Optimizing layer: %s %s (%s)", merge.type, merge.into, merge.node)
     for kept in done.kept:
         log.info("Kept: %s %s: %s", kept.type, kept.node, kept.reason)
-    for notice in done.notices:
-        log.warning("%s", notice)

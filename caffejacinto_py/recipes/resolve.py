@@ -16,6 +16,7 @@ from caffejacinto_py.schema import pb
 from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
 from caffejacinto_py.schema.edit import set_field
+from caffejacinto_py.schema.mark import mark
 from caffejacinto_py.schema.text import dumps
 from caffejacinto_py.schema.upgrade import load_net, load_solver
 from caffejacinto_py.solver import build, nets, settings
@@ -112,9 +113,11 @@ def _job(recipe: Recipe, index: int, stage: Stage, dialect: str | None, compat: 
         doc = _net(stage.deploy)
         locs = _Kept(doc.locs, tuple(range(len(doc.message.layer))))
         sources["deploy"] = NetSource(Embedded(doc.message, locs, doc.file, doc.notices), stage.deploy.text)
+    own = _first(sources)
     _set_nets(stage, sources)
-    first = next(iter(sources.values())).doc.message
-    chosen = resolve_dialect(first, message, dialect, compat=compat)
+    chosen = resolve_dialect(_without_simulation(_first(sources), own), message, dialect, compat=compat)
+    for source in sources.values():
+        mark(source.doc.message, chosen.name)
     solver = None
     if stage.solver is not None or stage.kind == TRAIN:
         settings.check(message, where, chosen)
@@ -208,6 +211,23 @@ def _must_exist(path: Scalar, what: str) -> None:
         hint = near(Path(path.text).name, os.listdir(folder)) if folder.is_dir() else None
         hint = hint or misplaced(path.text, path.loc.file) or "paths are relative to the directory the program runs in"
         raise RecipeError(f"the {what} '{path.text}' does not exist", loc=path.loc, hint=hint)
+
+
+def _first(sources: Mapping[str, NetSource]) -> Any:
+    """A copy of the first net."""
+    message = next(iter(sources.values())).doc.message
+    net = type(message)()
+    net.CopyFrom(message)
+    return net
+
+
+def _without_simulation(net: Any, own: Any) -> Any:
+    """The net, in place, without the simulated quantization that the recipe asks for: a stage that measures what it
+    costs counts and normalizes as the stage before it. own: the net without the recipe's changes."""
+    for name in ("quantize", "net_quantization_param"):
+        if not own.HasField(name):
+            net.ClearField(name)
+    return net
 
 
 def _placed(message: Any, sources: Mapping[str, NetSource], folder: str, prefix: str) -> Any:

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 
 from caffejacinto_py.errors import PrototxtError, UsageError, WeightsError
-from caffejacinto_py.schema.fork_fields import find_fork
+from caffejacinto_py.schema.dialect import resolve_dialect
+from caffejacinto_py.schema.mark import mark, mark_model
 from caffejacinto_py.schema.modelfile import LayerBlobs, ModelFile
 from caffejacinto_py.schema.pool import pb
 
+_NV = ("nvcaffe", "jacinto", "jacinto-0.16")
 FORMS = ("bvlc", "nvcaffe")
 LEAST_EPS = 1e-5  # NVCaffe never uses a smaller one
 # the last one is read by BVLC only: a net of NVCaffe may say anything there
@@ -53,6 +55,8 @@ def convert_net(net: Any, form: str) -> Converted:
             text = f"layer '{layer.name}' shares its blobs by the name '{named[0]}'"
             raise PrototxtError(text, hint="shared BatchNorm blobs cannot be converted: take the names away first")
     (_to_nv if form == "nvcaffe" else _to_bvlc)(done)
+    if done.norms and (resolve_dialect(new).name in _NV) != (form == "nvcaffe"):
+        mark(new, form)
     return done
 
 
@@ -91,9 +95,6 @@ def _to_nv(done: Converted) -> None:
         if any(s.HasField("lr_mult") and s.lr_mult != 1 for s in scale.param):
             done.notices.append(f"layer '{layer.name}': lr_mult of scale and shift is always 1 in NVCaffe")
     _keep(done.net, [layer for i, layer in enumerate(layers) if i not in gone])
-    found = find_fork(done.net)
-    if done.norms and (found is None or found[0] not in ("nvcaffe", "jacinto", "jacinto-0.16")):
-        done.notices.append("no field of the net shows NVCaffe: run it with --dialect nvcaffe or jacinto")
 
 
 def _scale_behind(layers: list[Any], i: int) -> int | None:
@@ -138,10 +139,6 @@ def _to_bvlc(done: Converted) -> None:
             done.split[layer.name] = scale.name
             layers.append(scale)
     _keep(done.net, layers)
-    found = find_fork(done.net)
-    if done.norms and found is not None and found[0] in ("nvcaffe", "jacinto", "jacinto-0.16"):
-        text = f"'{found[1]}' is a field of {found[0]}: run the net with --dialect bvlc, or take the field away"
-        done.notices.append(text)
 
 
 def _scale_of(layer: Any, names: set[str]) -> Any:
@@ -193,7 +190,8 @@ def convert_blobs(model: ModelFile, done: Converted) -> ModelFile:
         m = messages[name]
         layers.append(LayerBlobs(name, m.type, blobs, legacy=legacy, proto=m, bottoms=m.bottom, tops=m.top))
     dialect = None if done.form == "bvlc" else "nvcaffe"
-    return ModelFile(done.net.name or model.name, layers, model.path, dialect)
+    made = ModelFile(done.net.name or model.name, layers, model.path, dialect)
+    return mark_model(made, done.net.dialect) if done.net.dialect else made
 
 
 def _norm_blobs(entry: LayerBlobs, held: dict[str, LayerBlobs], done: Converted) -> dict[str, list[np.ndarray]]:

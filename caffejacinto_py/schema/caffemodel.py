@@ -12,6 +12,7 @@ from functools import partial
 from caffejacinto_py.errors import Loc, WeightsError
 from caffejacinto_py.schema import wire
 from caffejacinto_py.schema.blobs import decode_blob
+from caffejacinto_py.schema.dialect import DIALECTS
 from caffejacinto_py.schema.modelfile import LayerBlobs, ModelFile
 from caffejacinto_py.schema.pool import pb
 from caffejacinto_py.schema.retag import head_to_schema, uses_old_quantization
@@ -81,7 +82,7 @@ def _parse(buf: Buffer, path: str) -> ModelFile:
     model.head = b"".join(head)
     if old:
         model.old = wire.string(1, model.name) + model.head + b"".join(old)
-    model.dialect = _dialect(marks, numbers)
+    model.dialect = _marked(head) or _dialect(marks, numbers)
     model.head = head_to_schema(model.head, model.dialect)
     for layer in model.layers:
         if layer.stored is not None:
@@ -186,6 +187,17 @@ def _mark(found: _Layer, rest: bytes, marks: set[str]) -> None:
         marks.add("ristretto")
     if forms.get(147) == LEN and found.type.startswith("LP"):
         marks.add("adaption")
+
+
+def _marked(head: list[bytes]) -> str | None:
+    """The dialect that the file says it has (`schema.mark`)."""
+    number = pb.NetParameter.DESCRIPTOR.fields_by_name["dialect"].number
+    found = ""
+    for data in head:
+        for at, form, _, value, end in wire.fields(data, 0, len(data)):
+            if at == number and form == LEN:
+                found = wire.text(data, value, end)
+    return found if found in DIALECTS else None
 
 
 def _dialect(marks: set[str], numbers: set[int]) -> str | None:

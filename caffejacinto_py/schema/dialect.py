@@ -80,21 +80,18 @@ def resolve_dialect(
 ) -> Dialect:
     """The dialect of a net and its solver; `reason` says what decided.
 
-    `option` (the user's choice) wins, else fields that only one fork has, else bvlc. compat: the user's switches.
-    UsageError: no such dialect.
+    `option` (the user's choice) wins, else what the net says itself (`schema.mark`), else fields that only one fork
+    has, else bvlc. compat: the user's switches. UsageError: no such dialect.
     """
     found = _resolve(net_message, solver_message, option)
     return replace(found, compat=compat) if compat is not None else found
 
 
 def _resolve(net_message: Any, solver_message: Any, option: str | None) -> Dialect:
-    if option is not None:
-        chosen = DIALECTS.get(option)
-        if chosen is None:
-            known = f"one of: {', '.join(DIALECTS)}"
-            guess = near(option, DIALECTS)
-            raise UsageError(f"unknown dialect '{option}'", hint=f"{guess} {known}" if guess else known)
-        return replace(chosen, reason="chosen by the user")
+    marked = net_message.dialect if net_message is not None else ""
+    for name, reason in ((option, "chosen by the user"), (marked or None, "the file says so")):
+        if name is not None:
+            return replace(_named(name), reason=reason)
     best: tuple[int, str, str] | None = None
     for what, message in (("the net", net_message), ("the solver", solver_message)):
         found = find_fork(message) if message is not None else None
@@ -103,3 +100,12 @@ def _resolve(net_message: Any, solver_message: Any, option: str | None) -> Diale
     if best is None:
         return replace(BVLC, reason="no field that only one fork has")
     return replace(DIALECTS[best[1]], reason=best[2])
+
+
+def _named(name: str) -> Dialect:
+    chosen = DIALECTS.get(name)
+    if chosen is None:
+        known = f"one of: {', '.join(DIALECTS)}"
+        guess = near(name, DIALECTS)
+        raise UsageError(f"unknown dialect '{name}'", hint=f"{guess} {known}" if guess else known)
+    return chosen

@@ -10,10 +10,12 @@ from google.protobuf import text_format
 
 from caffejacinto_py.errors import Loc, PrototxtError, raise_all
 from caffejacinto_py.schema.diagnose import Findings, examine
+from caffejacinto_py.schema.mark import header, read_header
 from caffejacinto_py.schema.pool import pb
 from caffejacinto_py.schema.scan import Locs, Scan, scan
 
 _MASK = re.compile(r"[^\n]")
+_NET = "NetParameter"
 
 
 @dataclass
@@ -32,10 +34,18 @@ def parse(text: str, message_name: str, *, file: str = "<text>", unknown: str = 
     """Parse prototxt text as `message_name` (``NetParameter``, ``SolverParameter``, ``LabelMap``, ...).
 
     unknown: ``error`` refuses fields that no fork has; ``collect`` drops them and lists them in `Document.unknown`.
+    The mark on top of a net (`schema.mark`) becomes its field `dialect`.
     Raises PrototxtError, or ManyErrors with all that is wrong; each has its place and, where we know, what to do.
     """
     if unknown not in ("error", "collect"):
         raise ValueError(f"unknown must be 'error' or 'collect', not {unknown!r}")
+    doc = _parse(text, message_name, file, unknown)
+    if message_name == _NET:
+        read_header(doc.message, text, file, doc.locs.find(("dialect",)) if doc.message.dialect else None)
+    return doc
+
+
+def _parse(text: str, message_name: str, file: str, unknown: str) -> Document:
     message = getattr(pb, message_name)()
     problem = _merge(text, message)
     if problem is None:
@@ -50,8 +60,17 @@ def parse(text: str, message_name: str, *, file: str = "<text>", unknown: str = 
 
 
 def dumps(message: Any) -> str:
-    """The message in text format: two spaces per level, shortest floats that read back equal."""
-    return text_format.MessageToString(message, as_utf8=True)
+    """The message in text format: two spaces per level, shortest floats that read back equal.
+
+    The dialect of a net is a comment on top, which C++ Caffe reads over.
+    """
+    top = ""
+    if message.DESCRIPTOR.name == _NET and message.HasField("dialect"):
+        top, bare = header(message), type(message)()
+        bare.CopyFrom(message)
+        bare.ClearField("dialect")
+        message = bare
+    return top + text_format.MessageToString(message, as_utf8=True)
 
 
 def _merge(text: str, message: Any) -> Exception | None:

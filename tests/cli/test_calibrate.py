@@ -88,8 +88,8 @@ def test_test_scores_what_calibrate_printed(trained: Path, capsys: Capture, more
     assert ("conv", "output") not in kinds  # merged into what follows
 
 
-def test_a_net_of_bvlc_caffe_becomes_one_of_caffe_jacinto(trained: Path, capsys: Capture) -> None:
-    """Statistics are sums with a factor there; and ties in Accuracy count otherwise."""
+def test_a_net_of_bvlc_caffe_stays_one(trained: Path, capsys: Capture) -> None:
+    """Statistics are sums with a factor there, and ties in Accuracy count otherwise than with caffe-jacinto."""
     bn = 'layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" batch_norm_param { scale_bias: true } }'
     assert bn in NET
     bvlc = NET.replace(bn, 'layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }')

@@ -60,8 +60,8 @@ def test_from_a_plain_net_to_a_trained_one(files: Path, capsys: Capture) -> None
     assert Path("x.cnn").read_text().startswith("1 # num layers \n 0 #compression_enabled\n 3 #kernel_size \n")
 
 
-def test_another_dialect_is_said(files: Path, capsys: Capture) -> None:
-    """lpfp_param shows ADaPTION, which does not know the fields of NVCaffe's BatchNorm."""
+def test_the_dialect_goes_with_the_net(files: Path, capsys: Capture) -> None:
+    """lpfp_param shows ADaPTION, which does not know NVCaffe's BatchNorm."""
     norm = """layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" batch_norm_param { scale_bias: true } }
     layer { name: "relu" """
     Path("net.prototxt").write_text(Path("net.prototxt").read_text().replace('layer { name: "relu" ', norm))
@@ -69,7 +69,8 @@ def test_another_dialect_is_said(files: Path, capsys: Capture) -> None:
     snapshot = next(Path().glob("*_iter_4.caffemodel"))
     assert main([*LP, "--weights", str(snapshot), "--output=low", "--iterations=2"]) == 0
     out, err = capsys.readouterr()
-    assert "use it with --dialect nvcaffe" in err
+    assert "--dialect" not in out + err
+    assert Path("low.prototxt").read_text().startswith("# dialect: nvcaffe\n")
     command = next(line for line in out.splitlines() if line.startswith("Fine-tune: ")).split()[2:]
     assert main([*command, "--log-level=error"]) == 0
 

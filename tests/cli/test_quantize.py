@@ -58,7 +58,7 @@ def test_writes_a_net_that_scores_and_trains(trained: Path, capsys: Capture, mod
     fine = ["train", "--solver", "fine.prototxt", "--weights", "w.caffemodel", "--log-level", "error"]
     assert main([*fine, "--set", "base_lr=0.01"]) == 0
     tuned, plain = read_model("fine_iter_4.caffemodel"), read_model("w.caffemodel")
-    assert tuned.dialect == "ristretto"
+    assert tuned.dialect == "bvlc"
     for name in ("conv", "ip"):
         for new, old in zip(tuned.layer(name).blobs, plain.layer(name).blobs, strict=True):
             assert new.shape == old.shape
@@ -77,9 +77,9 @@ def test_the_table(trained: Path, capsys: Capture) -> None:
     assert out.endswith("Wrote q.prototxt\n")
 
 
-def test_what_looks_like_another_fork_is_said(trained: Path, capsys: Capture) -> None:
-    assert main([*ARGS[:-1], "warning", "--trimming_mode", "minifloat", "--dialect", "nvcaffe"]) == 0
-    assert "--dialect nvcaffe" in capsys.readouterr().err
+def test_the_dialect_goes_with_the_net(trained: Path) -> None:
+    assert main([*ARGS, "--trimming_mode", "minifloat", "--dialect", "nvcaffe"]) == 0
+    assert load_net("q.prototxt").message.dialect == "nvcaffe"
 
 
 @pytest.mark.parametrize(

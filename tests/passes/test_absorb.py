@@ -67,7 +67,8 @@ def both(graph: Graph, *, dtype: torch.dtype = torch.float64, **options: object)
     randomize(net)
     done = absorb(graph, net.model(), **options)  # type: ignore[arg-type]
     inside = verify.compare(graph, net.model(), done) if dtype is torch.float64 else None
-    assert inside is None or inside.blobs >= len(done.graph.nodes) - 2 * len(done.merged)
+    passing = sum(n.type == "Dropout" for n in graph.nodes)  # may stand between a product and what it absorbed
+    assert inside is None or inside.blobs >= len(done.graph.nodes) - 2 * len(done.merged) - passing
     new = Net(done.graph, dtype=dtype, seed=1)
     report = new.load(done.model)
     assert not report.ignored
