@@ -225,8 +225,12 @@ class Packed:
 
     def get(self, slot: int, i: int) -> Tensor:
         """A history blob in float32, laid out as its parameter."""
-        p = self.params[i]
-        return self.stores[slot][i].read(0, p.numel()).as_strided(p.shape, p.stride())
+        found = torch.empty_like(self.params[i], dtype=torch.float32)
+        at, store = 0, self.stores[slot][i]
+        for part in flat(found).split(self.noise.size):  # what reading makes on the way stays small
+            part.copy_(store.read(at, part.numel()))
+            at += part.numel()
+        return found
 
     def put(self, slot: int, i: int, values: Tensor) -> None:
         """Store a history blob, rounded to nearest. What `get` gave comes back as it was."""
