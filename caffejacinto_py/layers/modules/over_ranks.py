@@ -33,19 +33,19 @@ class _Normalize(torch.autograd.Function):
         variance = add_up((centred * centred).sum(axes)) / whole
         inverse = torch.rsqrt(variance + eps)
         y = (centred * _wide(inverse, x)).to(x.dtype)
-        ctx.save_for_backward(y, inverse, whole)
+        ctx.save_for_backward(x, mean, inverse, whole)  # not y: a ReLU may overwrite it
         ctx.add_up = add_up
         ctx.mark_non_differentiable(mean, variance, whole)
         return y, mean, variance, whole
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        y, inverse, whole = ctx.saved_tensors
-        axes = _axes(y)
-        g, n = grad.to(inverse.dtype), y.to(inverse.dtype)
+        x, mean, inverse, whole = ctx.saved_tensors
+        axes = _axes(x)
+        g, n = grad.to(mean.dtype), (x.to(mean.dtype) - _wide(mean, x)) * _wide(inverse, x)
         sums = ctx.add_up(torch.stack([g.sum(axes), (g * n).sum(axes)])) / whole
-        dx = (g - _wide(sums[0], y) - n * _wide(sums[1], y)) * _wide(inverse, y)
-        return dx.to(y.dtype), None, None
+        dx = (g - _wide(sums[0], x) - n * _wide(sums[1], x)) * _wide(inverse, x)
+        return dx.to(x.dtype), None, None
 
 
 def _axes(x: Tensor) -> list[int]:
