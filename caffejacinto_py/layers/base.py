@@ -273,6 +273,11 @@ class Layer:
         being the strictest. None: it is no metric."""
         return None
 
+    def word_bits(self) -> tuple[int | None, int | None] | None:
+        """Bits of the short words that the layer itself computes with: of weights, of activations (None: floats). None:
+        it computes with floats."""
+        return None
+
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
         """What a training pass keeps for backward, for numbers of `item` bytes: from shapes, for plans and summaries.
 

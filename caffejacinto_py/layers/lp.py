@@ -112,6 +112,10 @@ class _Dual(_LowPrecision):
             "the second belongs to the rounded weights, and the bias trains with lr_mult 1, decay_mult 1"
         )
 
+    def word_bits(self) -> tuple[int | None, int | None] | None:
+        p = self.precision()
+        return p.bd + p.ad, None
+
     def repeatable(self) -> bool:
         return False  # a second pass would write the rounded blobs again, which the first one's gradient reads
 
@@ -219,6 +223,10 @@ class LPAct(_LowPrecision):
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         self.precision()
         return [ins[0]]
+
+    def word_bits(self) -> tuple[int | None, int | None] | None:
+        p = self.precision()
+        return None, p.bd + p.ad
 
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
         return Saved()  # the gradient passes through

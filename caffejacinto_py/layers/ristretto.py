@@ -35,6 +35,10 @@ class Fixed:
     bits: int
     fraction: int
 
+    @property
+    def width(self) -> int:
+        return self.bits
+
 
 @dataclass(frozen=True)
 class Minifloat:
@@ -43,6 +47,10 @@ class Minifloat:
     mantissa: int
     exponent: int
 
+    @property
+    def width(self) -> int:
+        return 1 + self.mantissa + self.exponent
+
 
 @dataclass(frozen=True)
 class PowerOfTwo:
@@ -50,6 +58,10 @@ class PowerOfTwo:
 
     low: int
     high: int
+
+    @property
+    def width(self) -> int:
+        return 1 + (self.high - self.low).bit_length()
 
 
 Number = Fixed | Minifloat | PowerOfTwo
@@ -84,6 +96,11 @@ class _Short(Layer):
 
     def repeatable(self) -> bool:
         return True  # random numbers are torch's
+
+    def word_bits(self) -> tuple[int | None, int | None] | None:
+        words = self.words()
+        blobs = [n.width for n in (words.input, words.output) if n is not None]
+        return words.weight.width, max(blobs, default=None)
 
     def words(self) -> Words:
         """The numbers that the layer uses, checked. Raises LayerError naming the field."""
@@ -215,6 +232,9 @@ class LRNRistretto(_Short, LRN):
         if self.param.norm_region == WITHIN_CHANNEL:
             raise self.fail("it normalizes across channels only", "lrn_param", "norm_region")
         return super().shapes(ins)
+
+    def word_bits(self) -> tuple[int | None, int | None] | None:
+        return None, self.words().weight.width
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.ristretto import ShortLRN

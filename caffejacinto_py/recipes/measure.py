@@ -12,6 +12,8 @@ import torch
 from caffejacinto_py.compress import quantize, sparsity
 from caffejacinto_py.engine.evaluate import evaluate
 from caffejacinto_py.engine.net import Net
+from caffejacinto_py.layers import registry
+from caffejacinto_py.layers.base import Context, Layer
 from caffejacinto_py.passes import heads
 from caffejacinto_py.recipes.resolve import Job
 from caffejacinto_py.solver import build
@@ -110,13 +112,28 @@ def _top(tops: Sequence[heads.TopK], outputs: dict[str, float], k: int) -> float
 
 
 def bits(net: Any) -> tuple[int, int]:
-    """Bits of weights and of activations in a NetParameter, by its own fields; the widest where layers differ."""
+    """Bits of weights and of activations in a NetParameter, by its own fields; the widest where layers differ.
+
+    Layers of ADaPTION and Ristretto have theirs: activations are then those that such a layer rounds.
+    """
     param = net.net_quantization_param
     if net.quantize and param.quantization_start and param.precision:
         weights = param.bitwidth_weights if param.quantize_weights else FLOAT_BITS
         return weights, param.bitwidth_activations if param.quantize_activations else FLOAT_BITS
     weights_, tops = list(_stored(net, "qparam_w")), list(_stored(net, "qparam_out"))
+    for words in _words(net):
+        weights_ += [words[0]] if words[0] else []
+        tops += [words[1]] if words[1] else []
     return max(weights_, default=FLOAT_BITS), max(tops, default=FLOAT_BITS)
+
+
+def _words(net: Any) -> Iterator[tuple[int | None, int | None]]:
+    """Of layers that compute with short words by themselves."""
+    for layer in net.layer:
+        if registry.known(layer.type) and registry.find(layer.type).word_bits is not Layer.word_bits:
+            words = registry.make(layer, Context(), len(layer.top)).word_bits()
+            if words is not None:
+                yield words
 
 
 def _stored(net: Any, name: str) -> Iterator[int]:

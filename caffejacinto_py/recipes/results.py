@@ -6,14 +6,16 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from caffejacinto_py.errors import WeightsError
+from caffejacinto_py.recipes import fingerprint
 from caffejacinto_py.recipes.recipe import TRAIN
 from caffejacinto_py.recipes.resolve import Job
 from caffejacinto_py.schema.files import atomic_write, open_bytes
+from caffejacinto_py.solver import build
 from caffejacinto_py.solver.snapshot import paths
 
 VERSION = 1
@@ -65,10 +67,10 @@ def sha256(path: str) -> str:
     return hashlib.sha256(open_bytes(path, what="weights file", error=WeightsError)).hexdigest()
 
 
-def digest(job: Job, weights: Sequence[str], options: Mapping[str, Any]) -> str:
-    """Of all that decides what a stage computes. weights: checksums of the files it starts from. options: of the run.
+def digest(job: Job, weights: Sequence[str]) -> str:
+    """Of all that decides what a stage computes. weights: checksums of the files it starts from.
 
-    The data are not looked at: their paths stand for them.
+    Data, mean files and code that its nets name are known as far as `fingerprint` says.
     """
     solver = None
     if job.solver is not None and job.stage.kind == TRAIN:
@@ -85,9 +87,16 @@ def digest(job: Job, weights: Sequence[str], options: Mapping[str, Any]) -> str:
         "weights": list(weights),
         "dialect": job.dialect.name,
         "compat": job.dialect.compat.changed(),
-        **options,
+        "files": _files(job),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _files(job: Job) -> dict[str, str]:
+    teachers = job.solver.teacher if job.solver is not None and job.stage.kind == TRAIN else ()
+    named = [name for t in teachers for name in (t.net, *build.split_names(list(t.weights)))]
+    found = {name: fingerprint.of_file(name) for name in named}
+    return found | fingerprint.of_nets([source.doc.message for source in job.nets.values()])
 
 
 def intact(folder: str, result: Result) -> bool:

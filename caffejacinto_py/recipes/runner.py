@@ -18,6 +18,7 @@ from caffejacinto_py.data import probe
 from caffejacinto_py.errors import CaffeError, UsageError, raise_all
 from caffejacinto_py.passes import prepare
 from caffejacinto_py.recipes import results, table
+from caffejacinto_py.recipes.lock import locked
 from caffejacinto_py.recipes.measure import bits, device_of, score
 from caffejacinto_py.recipes.optimize import optimized
 from caffejacinto_py.recipes.recipe import TRAIN, Recipe
@@ -65,23 +66,27 @@ class Runner:
 
     def run(self) -> list[Result]:
         """All stages in order; stops early at Ctrl-C (`stopped`). Raises CaffeError of every kind: what was finished
-        stays, and the next run goes on from it."""
+        stays, and the next run goes on from it. Another run in the same folder is an error."""
         self._preflight()
-        for index, job in enumerate(self.jobs):
-            action = self._action(index)
-            known = results.load(job.folder)
-            if action == KEEP and known is not None:
-                log.info("Stage %s: nothing has changed, its result stands", job.name)
-                self.results.append(known)
-            else:
-                with _explained(job):
-                    result = self._run(index, resume=action == RESUME)
+        with locked(self.recipe.output):
+            for index in range(len(self.jobs)):
+                result = self._stage(index)
                 if result is None:
                     self.stopped = True
                     break
                 self.results.append(result)
-            self._write_table()
+                self._write_table()
         return self.results
+
+    def _stage(self, index: int) -> Result | None:
+        """The result of a stage, kept or new; None when Ctrl-C came."""
+        job, action = self.jobs[index], self._action(index)
+        known = results.load(job.folder)
+        if action == KEEP and known is not None:
+            log.info("Stage %s: nothing has changed, its result stands", job.name)
+            return known
+        with _explained(job):
+            return self._run(index, resume=action == RESUME)
 
     # --- what there is -----------------------------------------------------------------------------------------------
     def _before(self, index: int) -> bool:
@@ -106,7 +111,7 @@ class Runner:
         files = self.weights(job.origin)
         if not all(os.path.isfile(f) for f in files):
             return None
-        return results.digest(job, [results.sha256(f) for f in files], {})
+        return results.digest(job, [results.sha256(f) for f in files])
 
     def weights(self, origin: Origin) -> list[str]:
         """The files that an origin means."""
