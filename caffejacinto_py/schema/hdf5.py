@@ -81,7 +81,9 @@ def write_hdf5_state(
         kind = h5py.h5t.C_S1.copy()
         kind.set_size(len(encoded))
         kind.set_strpad(h5py.h5t.STR_NULLTERM)
-        text = h5py.h5d.create(file.id, b"learned_net", kind, h5py.h5s.create(h5py.h5s.SCALAR))
+        plain = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plain.set_obj_track_times(False)  # equal states are equal files, whenever they are written
+        text = h5py.h5d.create(file.id, b"learned_net", kind, h5py.h5s.create(h5py.h5s.SCALAR), plain)
         text.write(h5py.h5s.ALL, h5py.h5s.ALL, np.array(encoded, f"S{len(encoded)}"), kind)
         file.create_dataset("current_step", data=np.array([current_step], "<i4"))
         group = file.create_group("history")
