@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from caffejacinto_py.engine.memory import strategies
-from caffejacinto_py.engine.memory.budget import make_plan, parse_bytes
+from caffejacinto_py.engine.memory.budget import make_plan, on_device, parse_bytes
 from caffejacinto_py.errors import UsageError
+from caffejacinto_py.passes.precision import resolve
+from caffejacinto_py.passes.storages import Numbers, asked
 from caffejacinto_py.solver.memory import limits, line
 
 if TYPE_CHECKING:
@@ -32,10 +34,31 @@ def set_limits(param: Any, given: Mapping[str, Any]) -> None:
         param.memory.budget = budget
 
 
-def planned(graph: Graph, param: Any, *, fused: bool) -> list[str]:
-    """What `train --dry-run` prints of a solver's budget for its training net. Raises BudgetError."""
+def planned(graph: Graph, param: Any, given: Mapping[str, Any]) -> list[str]:
+    """What `train --dry-run` prints of a solver's budget for its training net. given: --precision and --gpu, which
+    decide what it runs in here. Raises BudgetError."""
     found = limits(param)
     if found is None:
         return []
-    kept = {"solver": param.type, "history": param.history_type}
-    return [line(make_plan(graph, budget=found.budget, strategy=found.strategy, fused=fused, **kept))]
+    numbers = numbers_here(graph, given["precision"], gpu=_on_gpu(param, given["gpu"]))
+    kept = {"solver": param.type, "history": param.history_type, "numbers": numbers}
+    return [line(make_plan(graph, budget=found.budget, strategy=found.strategy, **kept))]
+
+
+def numbers_here(graph: Graph, precision: str | None = None, *, gpu: bool = False) -> Numbers:
+    """What a net runs in on this machine's CPU, where types without instructions fall back; gpu: on some GPU."""
+    import torch
+
+    from caffejacinto_py.engine.precision import fit
+
+    table, device = resolve(graph, precision), torch.device("cuda" if gpu else "cpu")
+    return on_device(asked(graph, types=table if gpu else fit(table, device)[0]), device)
+
+
+def _on_gpu(param: Any, gpu: str | None) -> bool:
+    """Whether training would run on a GPU."""
+    import torch
+
+    if gpu is not None:
+        return gpu != "-1"
+    return type(param).SolverMode.Name(param.solver_mode) == "GPU" and torch.cuda.is_available()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from caffejacinto_py.engine.memory.budget import MemoryPlan
     from caffejacinto_py.engine.memory.stages import Chain
     from caffejacinto_py.ir.graph import Graph
+    from caffejacinto_py.passes.storages import Numbers
 
 SHARES = (1.0, 0.75, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2)
 TABLE = ((1, 224), (8, 224), (1, 500), (8, 500))  # batch, image size
@@ -32,6 +33,7 @@ TABLE = ((1, 224), (8, 224), (1, 500), (8, 500))  # batch, image size
 @click.option("--table", is_flag=True, help="Bytes by batch and image size instead; of ResNet-18 to 152 without MODEL.")
 @options.state
 @options.data_shape
+@options.precision
 @options.threads
 @options.as_json
 def command(
@@ -59,12 +61,14 @@ def command(
     "activations": {"b1@224": bytes, ...}}]}.
     """
     if table:
-        return _table(model, given["data_shape"], as_json)
+        return _table(model, given, as_json)
     if (model is None) == (solver is None):
         raise UsageError("which net? give MODEL or --solver, not both", hint="caffejacinto plan train_val.prototxt")
+    from caffejacinto_py.cli.memory import numbers_here
     from caffejacinto_py.engine.memory import strategies
     from caffejacinto_py.engine.memory.budget import make_plan, parse_bytes
     from caffejacinto_py.passes.memory import with_batch
+    from caffejacinto_py.passes.storages import asked
     from caffejacinto_py.solver.memory import limits
 
     if strategy is not None:
@@ -77,8 +81,11 @@ def command(
     chosen, kept = strategies.parse(strategy), {"solver": param.type, "history": param.history_type}
     if batch is not None:
         graph = with_batch(graph, batch)
-    refine = _profiler(graph, given["threads"]) if profile else None
-    made = make_plan(graph, budget=budget, strategy=chosen, refine=refine, **kept)
+    numbers, refine = asked(graph, given["precision"]), None
+    if profile:
+        numbers = numbers_here(graph, given["precision"])
+        refine = _profiler(graph, numbers, given["threads"])
+    made = make_plan(graph, budget=budget, strategy=chosen, numbers=numbers, refine=refine, **kept)
     found = describe(made, graph, strategy)
     if as_json:
         options.print_json(found)
@@ -108,16 +115,20 @@ def _graph(model: Path | None, solver: Path | None, given: dict[str, Any]) -> tu
     return fit(source.doc, data_shape=given["data_shape"], **state)[0], doc.message
 
 
-def _profiler(graph: Graph, threads: int | None) -> Any:
+def _profiler(graph: Graph, numbers: Numbers, threads: int | None) -> Any:
     import torch
 
     from caffejacinto_py.cli.time import _random_batch
     from caffejacinto_py.engine.memory.profile import profile
     from caffejacinto_py.engine.net import Net
+    from caffejacinto_py.engine.precision import DTYPES
 
+    if not numbers.fused:
+        hint = "leave --profile out: estimates count what the simulation takes"
+        raise UsageError("--profile measures nets without simulated quantization", hint=hint)
     if threads:
         torch.set_num_threads(threads)
-    net = Net(graph, seed=0)
+    net = Net(graph, dtype=DTYPES[numbers.base], types=numbers.types, seed=0)
     batch = _random_batch(net)
     return lambda chain: profile(net, chain, batch)
 
@@ -209,12 +220,13 @@ def render(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(model: Path | None, data_shape: tuple[int, ...] | None, as_json: bool) -> int:
+def _table(model: Path | None, given: dict[str, Any], as_json: bool) -> int:
     """--table: weights, their state and activations for batches and image sizes."""
     from caffejacinto_py.checking import fit
     from caffejacinto_py.engine.memory.resnets import BLOCKS, resnet
     from caffejacinto_py.passes import prepare
     from caffejacinto_py.passes.memory import account, with_batch
+    from caffejacinto_py.passes.storages import asked
     from caffejacinto_py.schema.upgrade import load_net
 
     graphs: dict[str, dict[str, Any]] = {}
@@ -223,11 +235,11 @@ def _table(model: Path | None, data_shape: tuple[int, ...] | None, as_json: bool
             made = {f"b{b}@{s}": prepare(resnet(depth, batch=b, size=s), phase="TRAIN") for b, s in TABLE}
             graphs[f"ResNet-{depth}"] = made
     else:
-        graph, _ = fit(load_net(model), phase="TRAIN", data_shape=data_shape)
+        graph, _ = fit(load_net(model), phase="TRAIN", data_shape=given["data_shape"])
         graphs[graph.name or "net"] = {f"b{b}": with_batch(graph, b) for b in (1, 2, 4, 8, 16, 32, 64)}
     rows: list[dict[str, Any]] = []
     for name, made in graphs.items():
-        found = {label: account(g) for label, g in made.items()}
+        found = {label: account(g, numbers=asked(g, given["precision"])) for label, g in made.items()}
         first = next(iter(found.values()))
         state = first.params + first.gradients + first.history
         saved = {label: m.saved for label, m in found.items()}
@@ -243,7 +255,7 @@ def _table(model: Path | None, data_shape: tuple[int, ...] | None, as_json: bool
         cells = [row["params"], row["state"], *acts, *(row["state"] + a for a in acts)]
         lines.append((row["name"], *(f"{c / 2**20:.0f}" for c in cells)))
     click.echo(
-        "MiB, float32, SGD with momentum; act: activations kept for backward\n"
+        f"MiB, {given['precision'] or 'types as the net says'}, SGD with momentum; act: activations kept for backward\n"
         + options.table(lines, "l" + "r" * (len(head) - 1))
     )
     return 0

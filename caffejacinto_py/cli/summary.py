@@ -47,9 +47,10 @@ def command(
     MODEL is a net, text. Data and weights are not opened. Parameters are counted once where layers share them. MACs:
     multiply-accumulates of one forward pass over the whole batch.
 
-    --memory works from shapes (float32). SAVED is what a training pass keeps of a layer for its gradient, memory that
-    layers share counted once; in phase TEST nothing is kept, and LIVE, the most blobs at one time, counts instead. The
-    framework, the workspace of kernels and data that wait are not in it. See docs/memory.md.
+    --memory works from shapes, in the number types that the net asks for. SAVED is what a training pass keeps of a
+    layer for its gradient, memory that layers share counted once; in phase TEST nothing is kept, and LIVE, the most
+    blobs at one time, counts instead. The framework, the workspace of kernels and data that wait are not in it. See
+    docs/memory.md.
 
     --precision: what the net asks for, by NVCaffe's rules, and what each layer runs in. See docs/precision.md.
 
@@ -112,8 +113,9 @@ def bytes_of(graph: Graph, solver: str = "SGD", history: str = "float32") -> dic
     from dataclasses import asdict
 
     from caffejacinto_py.passes.memory import account, batch_of
+    from caffejacinto_py.passes.storages import asked
 
-    found: Memory = account(graph, solver=solver, history=history)
+    found: Memory = account(graph, solver=solver, history=history, numbers=asked(graph))
     head = {"name": graph.name, "batch": batch_of(graph), "solver": solver, "history_type": history}
     return {**head, **asdict(found), "total": found.total}
 

@@ -224,7 +224,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
         table = resolve(graph, given["precision"])
         lines = [] if table.plain else precise(table)
         quantized = quantized_lines(graph)
-        bytes_ = memory.planned(graph, param, fused=not quantized) if phase == "TRAIN" else []
+        bytes_ = memory.planned(graph, param, given) if phase == "TRAIN" else []
         more = {"data_shape": shape, "precision": lines, "quantization": quantized, "memory": bytes_}
         found.append({**describe(graph), **more})
         sparse = sparse_lines(param, graph, where) if phase == "TRAIN" else sparse

@@ -67,13 +67,16 @@ class Saved(NamedTuple):
     """What autograd keeps of a layer for its backward. inputs, outputs: positions of blobs; extra: bytes of its own.
 
     Parameters do not count. Masks, indices and what a loss works out are extra. scratch: bytes in use only while the
-    layer itself runs backward, beside its bottoms, tops and their gradients.
+    layer itself runs backward, beside its bottoms, tops and their gradients; passing: while it runs forward, beside
+    bottoms, tops and what it keeps; working: in both, on a CPU, where the layer works in pieces, and elsewhere.
     """
 
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     extra: int = 0
     scratch: int = 0
+    passing: int = 0
+    working: tuple[int, int] = (0, 0)
 
 
 class Head(NamedTuple):
@@ -286,6 +289,11 @@ class Layer:
         if self.saves_output:
             return Saved(outputs=tuple(range(len(outs))))
         return Saved() if self.is_view else Saved(tuple(i for i in range(len(ins)) if self.differentiable(i)))
+
+    def unfolded(self, ins: Sequence[Shape]) -> int:
+        """How many numbers the matrix has that a convolution without a kernel for its number type lays a bottom out
+        in."""
+        return 0
 
     def repeatable(self) -> bool:
         """Whether a pass may run the layer again on the same inputs to spare memory: with torch's generators set back

@@ -157,6 +157,14 @@ class _ConvBase(Layer):
             [weight, filled_blob(self, (self.param.num_output,), "bias_filler")] if self.param.bias_term else [weight]
         )
 
+    def unfolded(self, ins: Sequence[Shape]) -> int:
+        g = self.geometry(ins)
+        if {*g.kernel, *g.stride} <= {1} and not any(g.pad):
+            return 0
+        if self.transposed:  # one image at a time
+            return math.prod((self.param.num_output // self.groups(g.channels), *g.kernel, *g.spatial))
+        return math.prod((g.channels // self.groups(g.channels), *g.kernel, *g.lead, *self.output(g)))
+
     def adapt(self, blobs: list[Any], targets: Sequence[Shape]) -> list[Any]:
         """Of ADaPTION's low-precision layers the full-precision blobs."""
         return masters(blobs, targets)

@@ -43,7 +43,10 @@ class Dropout(Layer):
         return True  # random numbers are torch's
 
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
-        return Saved(extra=item * prod(ins[0]) if self.context.train else 0)  # the mask
+        if not self.context.train:
+            return Saved()
+        n = prod(ins[0])  # the mask; 32 random bits and a byte for each value go before it is there
+        return Saved(extra=item * n, passing=max(1, 5 - item) * n)
 
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         if self.context.train or not self.param.scale_train:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 WITHIN_CHANNEL = 1  # LRNParameter.NormRegion
+PIECE = 1 << 18  # numbers that LRN works on at one time on a CPU: a few buffers of this size fit the second-level cache
 LEAST_EPS = 1e-5  # NVCaffe: what cuDNN accepts
 
 
@@ -47,7 +48,11 @@ class LRN(Layer):
         size = item * prod(ins[0])
         if self.param.norm_region == WITHIN_CHANNEL:  # squares, means, scale, power
             return Saved((0,), extra=4 * size, scratch=3 * size)
-        return Saved((0,), extra=size, scratch=size)  # the scale
+        n, c, *_ = ins[0]
+        buffers = 1 + (c + self.param.local_size - 1) / max(1, c) * int(self.param.local_size).bit_length()
+        piece = size * min(1, max(1, PIECE // max(1, prod(ins[0][1:]))) / max(1, n))
+        # the scale; the gradient in the bottom's memory format; partial sums over padded channels
+        return Saved((0,), extra=size, scratch=size, working=(int(buffers * piece), int(buffers * size)))
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules import lrn as m

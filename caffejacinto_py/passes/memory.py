@@ -1,8 +1,7 @@
 """What a net takes in memory, from shapes alone: weights, gradients, history, and what a pass keeps for its gradient.
 
-Storages: a value and those that share its memory (layers in place, views, a Scale inside its BatchNorm) count once.
-Not counted: the framework, workspace of kernels, data that wait. `tests/passes/test_memory.py` holds the sums within
-10 % of what autograd keeps.
+Memory that values share counts once (`passes/storages.py`). Not counted: the framework, workspace of kernels, data
+that wait. `tests/passes/test_memory.py` holds the sums within 10 % of what autograd keeps.
 """
 
 from __future__ import annotations
@@ -13,20 +12,12 @@ from math import prod
 from caffejacinto_py.errors import UsageError
 from caffejacinto_py.ir.graph import Graph, Shape, Value
 from caffejacinto_py.passes.shapes import reshape
+from caffejacinto_py.passes.storages import PLAIN, Numbers, Storages, storages
 
 HISTORY = {"SGD": 1, "Nesterov": 1, "AdaGrad": 1, "RMSProp": 1, "AdaDelta": 2, "Adam": 2}  # blobs per learnable blob
 HISTORY_TYPES = ("float32", "bfloat16", "int8")  # what they are between steps
 HISTORY_BLOCK = 256  # numbers in int8 with one float32 scale
 HISTORY_SMALL = 4096  # int8: blobs of fewer numbers stay float32
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What one layer keeps for backward: whole storages, and bytes of its own (masks, indices). scratch: see Saved."""
-
-    storages: frozenset[Value]
-    extra: int = 0
-    scratch: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,42 +76,6 @@ def batch_of(graph: Graph) -> int:
     return next((s[0] for s in fed if s), 0)
 
 
-def size_of(graph: Graph, v: Value, item: int = 4) -> int:
-    """Bytes of a value."""
-    return item * prod(graph.shapes[v])
-
-
-def storages(graph: Graph) -> dict[Value, Value]:
-    """The value whose memory each value lies in, as `Net.forward` runs the graph."""
-    root: dict[Value, Value] = {}
-    for node in graph.nodes:
-        train = graph.phase == "TRAIN"
-        for v in node.outputs:
-            if node.inplace is not None:
-                root[v] = root[node.inputs[node.inplace]]
-            elif node.absorbed or (node.inputs and node.layer.is_view and not (train and node.layer.stateful_forward)):
-                root[v] = root[node.inputs[0]]
-            else:
-                root[v] = v
-    return root
-
-
-def kept(graph: Graph, root: dict[Value, Value], *, item: int = 4) -> list[Kept]:
-    """What each node keeps for backward. An absorbed layer keeps nothing: the one before it does its work."""
-    if graph.phase != "TRAIN" and not graph.force_backward:
-        return [Kept(frozenset())] * len(graph.nodes)
-    found = []
-    for node in graph.nodes:
-        if node.layer.source or node.absorbed or not node.backward:
-            found.append(Kept(frozenset()))
-            continue
-        ins, outs = [graph.shapes[v] for v in node.inputs], [graph.shapes[v] for v in node.outputs]
-        saved = node.layer.saved(ins, outs, item)
-        values = [node.inputs[i] for i in saved.inputs] + [node.outputs[i] for i in saved.outputs]
-        found.append(Kept(frozenset(root[v] for v in values), saved.extra, saved.scratch))
-    return found
-
-
 def history_bytes(count: int, *, kind: str = "float32", item: int = 4) -> int:
     """Bytes of a history blob of so many numbers. item: those of a number of the net."""
     if kind == "bfloat16":
@@ -130,38 +85,39 @@ def history_bytes(count: int, *, kind: str = "float32", item: int = 4) -> int:
     return -(-count // HISTORY_BLOCK) * (HISTORY_BLOCK + 4)
 
 
-def account(graph: Graph, *, solver: str = "SGD", history: str = "float32", item: int = 4) -> Memory:
-    """The bytes of a shaped graph. solver: its type, for the history; history: its history_type; item: bytes of a
-    number."""
-    root = storages(graph)
-    keeps = kept(graph, root, item=item)
-    train = graph.phase == "TRAIN"
+def account(graph: Graph, *, solver: str = "SGD", history: str = "float32", numbers: Numbers = PLAIN) -> Memory:
+    """The bytes of a shaped graph. solver: its type, for the history; history: its history_type; numbers: what it runs
+    in."""
+    item, train = numbers.item, graph.phase == "TRAIN"
+    blobs = storages(graph, numbers)
     own: dict[str, int] = {}
     for p in graph.params:
         own[p.node] = own.get(p.node, 0) + item * prod(p.shape)
     learnt = [prod(p.shape) for p in graph.params if p.lr_mult] if train else []
     seen: set[Value] = set()
     layers = []
-    for node, keep in zip(graph.nodes, keeps, strict=True):
+    for node in graph.nodes:
+        keep = blobs.kept[node.name]
         fresh = keep.storages - seen
         seen |= fresh
-        saved = sum(size_of(graph, v, item) for v in fresh) + keep.extra
-        tops = sum(size_of(graph, v, item) for v in node.outputs if root[v] == v)
+        saved = sum(blobs.sizes[v] for v in fresh) + keep.extra
+        tops = sum(blobs.sizes[v] for v in node.outputs if blobs.root[v] == v)
         layers.append(LayerMemory(node.name, node.type, own.get(node.name, 0), tops, saved))
     return Memory(
         phase=graph.phase,
         params=sum(own.values()),
         gradients=item * sum(learnt),
         history=HISTORY[solver] * sum(history_bytes(n, kind=history, item=item) for n in learnt),
-        inputs=sum(size_of(graph, v, item) for n in graph.nodes if n.layer.source for v in n.outputs),
+        inputs=sum(blobs.sizes[v] for n in graph.nodes if n.layer.source for v in n.outputs),
         saved=sum(layer.saved for layer in layers),
-        live=_most(graph, root, keeps, item),
+        live=_most(graph, blobs),
         layers=tuple(layers),
     )
 
 
-def _most(graph: Graph, root: dict[Value, Value], keeps: list[Kept], item: int) -> int:
+def _most(graph: Graph, blobs: Storages) -> int:
     """Bytes of the fullest moment of a forward pass."""
+    root = blobs.root
     last: dict[Value, int] = {}
     for k, node in enumerate(graph.nodes):
         last.update((root[v], k) for v in (*node.inputs, *node.outputs))
@@ -169,10 +125,11 @@ def _most(graph: Graph, root: dict[Value, Value], keeps: list[Kept], item: int) 
     alive: set[Value] = set()
     saved: set[Value] = set()
     extra = most = 0
-    for k, (node, keep) in enumerate(zip(graph.nodes, keeps, strict=True)):
+    for k, node in enumerate(graph.nodes):
+        keep = blobs.kept[node.name]
         alive |= {root[v] for v in node.outputs}
         saved |= keep.storages
         extra += keep.extra
-        most = max(most, extra + sum(size_of(graph, v, item) for v in alive | saved))
+        most = max(most, extra + keep.passing + sum(blobs.sizes[v] for v in alive | saved))
         alive = {v for v in alive if last[v] > k}
     return most

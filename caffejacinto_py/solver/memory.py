@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caffejacinto_py.engine.memory import strategies
-from caffejacinto_py.engine.memory.budget import MemoryPlan, attach, in_units, parse_bytes
+from caffejacinto_py.engine.memory.budget import MemoryPlan, attach, in_units, numbers_of, parse_bytes
 from caffejacinto_py.errors import PrototxtError, UsageError
 from caffejacinto_py.passes.memory import HISTORY_TYPES, account
 from caffejacinto_py.solver.lr import Where, nowhere
@@ -54,12 +54,10 @@ def plan_solver(solver: Solver) -> MemoryPlan | None:
     made = attach(net, found.budget, strategy=found.strategy, solver=param.type, history=param.history_type)
     log.info("%s", line(made))
     for i, test in enumerate(solver.test_nets):
-        need = made.fixed - made.memory.gradients + account(test.graph, item=test.dtype.itemsize).live
+        need = made.fixed - made.memory.gradients + account(test.graph, numbers=numbers_of(test)).live
         if need > found.budget:
             text = "Memory: test net #%d takes %s, more than the budget: give it a smaller batch_size"
             log.warning(text, i, in_units(need))
-    if net.hook is not None:
-        log.warning("Memory: copies that the simulation of this net makes are not in the plan")
     if param.debug_info and param.display:
         log.warning("Memory: iterations that debug_info shows run layer by layer and keep everything")
     return made

@@ -156,6 +156,35 @@ def test_the_budget_of_a_solver(folder: Path, capsys: Capture) -> None:
         assert re.search(r"solver.prototxt:\d+:10: (error: )?.*'lots' is no number of bytes", found.out + found.err)
 
 
+def test_number_types_and_simulation_count(folder: Path, capsys: Capture) -> None:
+    """What the net says, or --precision; copies that a simulation makes."""
+
+    def saved() -> int:
+        assert main(["summary", "net.prototxt", "--memory", "--json"]) == 0
+        return int(json.loads(capsys.readouterr().out)["saved"])
+
+    def peak(*words: str) -> tuple[int, int]:
+        assert main(["plan", "net.prototxt", "--json", *words]) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["fixed"], found["plain"]["peak"]
+
+    text = Path("net.prototxt").read_text()
+    plain, single, half, double = saved(), peak(), peak("--precision=bf16"), peak("--precision=fp64")
+    assert half[0] == single[0]
+    assert half[1] < single[1]
+    assert (double[0], double[1] > 1.9 * single[1]) == (2 * single[0], True)
+    assert main(["plan", "net.prototxt", "--profile", "--precision=fp64"]) == 0
+    capsys.readouterr()
+    Path("net.prototxt").write_text("default_forward_type: FLOAT16 default_backward_type: FLOAT16" + text)
+    assert saved() < plain
+    assert peak() == half
+    Path("net.prototxt").write_text(text + "quantize: true")
+    assert saved() > plain
+    capsys.readouterr()
+    assert main(["plan", "net.prototxt", "--profile"]) == 2
+    assert "simulated quantization" in capsys.readouterr().err
+
+
 def test_train_refuses_a_budget(folder: Path, capsys: Capture) -> None:
     assert main(["train", "--solver=solver.prototxt", "--memory-budget=0"]) == 2
     assert main(["train", "--solver=solver.prototxt", "--memory-strategy=none"]) == 2

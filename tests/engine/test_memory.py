@@ -12,7 +12,7 @@ import torch
 
 from caffejacinto_py.engine.hooks import Hook
 from caffejacinto_py.engine.memory import rotor, strategies
-from caffejacinto_py.engine.memory.budget import BudgetError, attach, in_units, make_plan, parse_bytes
+from caffejacinto_py.engine.memory.budget import BudgetError, attach, in_units, make_plan, numbers_of, parse_bytes
 from caffejacinto_py.engine.memory.execute import Recompute
 from caffejacinto_py.engine.memory.measure import peak_bytes
 from caffejacinto_py.engine.memory.profile import profile
@@ -24,6 +24,7 @@ from caffejacinto_py.errors import UsageError
 from caffejacinto_py.ir.graph import Value
 from caffejacinto_py.passes import prepare
 from caffejacinto_py.passes.precision import resolve
+from caffejacinto_py.passes.storages import Numbers
 from caffejacinto_py.schema.text import parse
 from caffejacinto_py.solver import Solver
 from caffejacinto_py.solver.feed import Feed
@@ -89,7 +90,7 @@ def solver(net: str, **more: Any) -> Solver:
 
 def tight(net: Net, share: float = 0.0, strategy: Strategy = Strategy()):  # noqa: B008
     """Plan a net to a share of the way from the least memory to what it takes unplanned."""
-    plain = make_plan(net.graph, item=4, fused=net.hook is None)
+    plain = make_plan(net.graph, numbers=numbers_of(net))
     if strategy.name == "rotor":
         least = rotor.least(rotor.solve(plain.chain))[1].peak
     else:
@@ -369,7 +370,7 @@ def test_hooks_are_told() -> None:
 def test_a_hook_that_must_not_see_a_blob_twice_is_refused() -> None:
     net = Net(graph(), seed=0)
     net.hook = Hook()
-    chain = chain_of(net.graph, fused=False)
+    chain = chain_of(net.graph, numbers=Numbers(fused=False))
     with pytest.raises(UsageError, match="cannot run layers a second time"):
         Recompute(net, chain, keep_all(chain))
 

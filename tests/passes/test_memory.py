@@ -12,7 +12,8 @@ from caffejacinto_py.cli.time import _random_batch
 from caffejacinto_py.engine.memory.measure import watch_saved
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.errors import UsageError
-from caffejacinto_py.passes.memory import account, batch_of, storages, with_batch
+from caffejacinto_py.passes.memory import account, batch_of, with_batch
+from caffejacinto_py.passes.storages import storages
 from caffejacinto_py.schema.upgrade import load_net
 from tests.passes.test_prepare import DATA, LABEL, LOSS, conv, graph, ip, relu
 
@@ -58,7 +59,7 @@ def test_sums_by_hand() -> None:
     assert m.saved == 4 * 384 + 2 * 4 * 288 + 56
     assert m.inputs == 4 * 384 + 8
     assert m.total == m.params + m.gradients + m.history + m.saved
-    root = storages(g)
+    root = storages(g).root
     assert len({root[v] for v in g.node("c").outputs + g.node("relu_c").outputs}) == 1
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from caffejacinto_py.engine import precision
 from caffejacinto_py.engine.memory import strategies
 from caffejacinto_py.engine.memory.execute import Recompute
 from caffejacinto_py.engine.memory.schedule import Cost, Schedule, keep_all, simulate
@@ -15,8 +16,12 @@ from caffejacinto_py.engine.memory.strategies import Strategy
 from caffejacinto_py.errors import CaffeError, UsageError
 from caffejacinto_py.ir.graph import Graph
 from caffejacinto_py.passes.memory import Memory, account, batch_of, with_batch
+from caffejacinto_py.passes.precision import WIDTHS
+from caffejacinto_py.passes.storages import PLAIN, Numbers, simulated
 
 if TYPE_CHECKING:
+    import torch
+
     from caffejacinto_py.engine.net import Net
 
 _UNITS = {"": 1, "B": 1}
@@ -89,16 +94,15 @@ def make_plan(
     strategy: Strategy = Strategy(),  # noqa: B008  # frozen
     solver: str = "SGD",
     history: str = "float32",
-    item: int = 4,
-    fused: bool = True,
+    numbers: Numbers = PLAIN,
     refine: Callable[[Chain], Chain] | None = None,
 ) -> MemoryPlan:
     """The plan of a TRAIN graph. budget: bytes for weights, gradients, history and activations; None: unlimited.
 
-    solver, history: see `account`. refine: replaces estimates of the chain (profile). Raises BudgetError.
+    solver, history, numbers: see `account`. refine: replaces estimates of the chain (profile). Raises BudgetError.
     """
-    memory = account(graph, solver=solver, history=history, item=item)
-    chain = chain_of(graph, item=item, fused=fused)
+    memory = account(graph, solver=solver, history=history, numbers=numbers)
+    chain = chain_of(graph, numbers=numbers)
     chain = refine(chain) if refine else chain
     plain = simulate(chain, keep_all(chain))
     made = MemoryPlan(chain, keep_all(chain), plain, plain, memory, batch_of(graph), budget)
@@ -108,7 +112,7 @@ def make_plan(
     found = strategies.find(chain, left, strategy)
     made = MemoryPlan(chain, found.schedule, found.cost, plain, memory, made.batch, budget)
     if budget is not None and not found.fits:
-        raise _too_small(graph, made, strategy, solver=solver, item=item, fused=fused)
+        raise _too_small(graph, made, strategy, numbers)
     return made
 
 
@@ -124,15 +128,28 @@ def attach(
 
     Raises BudgetError, UsageError.
     """
-    kept: dict[str, Any] = {"solver": solver, "history": history, "item": net.dtype.itemsize}
-    made = make_plan(net.graph, budget=budget, strategy=strategy, fused=net.hook is None, **kept)
+    numbers = numbers_of(net)
+    made = make_plan(net.graph, budget=budget, strategy=strategy, solver=solver, history=history, numbers=numbers)
     net.recompute = Recompute(net, made.chain, made.schedule)
     return made
 
 
-def _too_small(
-    graph: Graph, best: MemoryPlan, strategy: Strategy, *, solver: str, item: int, fused: bool
-) -> BudgetError:
+def numbers_of(net: Net) -> Numbers:
+    """What a net runs in. A net with a hook runs in its base type, and simulates what its graph asks for."""
+    base = "DOUBLE" if net.dtype.itemsize == WIDTHS["DOUBLE"] else "FLOAT"
+    if net.hook is None:
+        return on_device(Numbers(base, net.types), net.device)
+    return on_device(Numbers(base, None, simulated(net.graph), fused=False), net.device)
+
+
+def on_device(numbers: Numbers, device: torch.device) -> Numbers:
+    """With what is known of a device: which types it has no kernels for, and that a CPU works in pieces."""
+    cpu = device.type == "cpu"
+    unfolds = frozenset(k for k in WIDTHS if cpu and (k == "DOUBLE" or precision.missing(k, device)))
+    return replace(numbers, unfolds=unfolds, pieces=cpu)
+
+
+def _too_small(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: Numbers) -> BudgetError:
     """The error for the schedule with the lowest peak, which is still too high."""
     assert best.budget is not None
     budget, stage = best.budget, best.chain.stages[best.cost.stage].name
@@ -142,7 +159,7 @@ def _too_small(
     else:
         text += f"with '{strategy.name}' and batch {best.batch} the least is {in_units(best.peak)}"
         text += f" ({in_units(best.fixed)} of it weights, gradients and history); most is needed at layer '{stage}'"
-    batch = _largest_batch(graph, best, strategy, item=item, fused=fused)
+    batch = _largest_batch(graph, best, strategy, numbers)
     hint = f"give it at least {in_units(best.peak)}"
     if batch:
         divisor = max(b for b in range(1, batch + 1) if best.batch % b == 0)
@@ -152,7 +169,7 @@ def _too_small(
     return BudgetError(text, least=best.peak, batch=batch, stage=stage, hint=hint)
 
 
-def _largest_batch(graph: Graph, best: MemoryPlan, strategy: Strategy, *, item: int, fused: bool) -> int:
+def _largest_batch(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: Numbers) -> int:
     """The largest batch below the plan's that fits; activations grow with it in proportion."""
     assert best.budget is not None
     left = best.budget - best.fixed
@@ -162,6 +179,6 @@ def _largest_batch(graph: Graph, best: MemoryPlan, strategy: Strategy, *, item: 
             smaller = with_batch(graph, batch)
         except UsageError:
             return 0
-        if strategies.find(chain_of(smaller, item=item, fused=fused), left, strategy).fits:
+        if strategies.find(chain_of(smaller, numbers=numbers), left, strategy).fits:
             return batch
     return 0

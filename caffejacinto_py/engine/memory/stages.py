@@ -8,12 +8,12 @@ multiply-accumulates and bytes, or from `profile.py`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from caffejacinto_py.engine.plan import Plan, Step, plan
 from caffejacinto_py.ir.graph import Graph, Node, Value
-from caffejacinto_py.passes.memory import Kept, kept, size_of, storages
+from caffejacinto_py.passes.storages import PLAIN, Kept, Numbers, Storages, storages, unfused
 
 MOST_STAGES = 100  # more take the planners too long; then the least useful cuts are left out
 # For estimates of time; only their ratio matters. Two-core CPUs and small GPUs have about six operations a byte.
@@ -83,19 +83,14 @@ class _Work:
     fixed: bool
 
 
-def unfused(graph: Graph) -> Graph:
-    """The graph as a net with a hook runs it: no layer inside another."""
-    return graph.with_nodes([replace(n, absorbed=False) for n in graph.nodes])
-
-
-def chain_of(graph: Graph, *, item: int = 4, fused: bool = True, most: int = MOST_STAGES) -> Chain:
-    """The chain of a TRAIN graph. item: bytes of a number; fused: see `plan`; most: stages at most."""
-    graph = graph if fused else unfused(graph)
-    root = storages(graph)
-    works = _works(graph, plan(graph, fused=fused), root, item)
+def chain_of(graph: Graph, *, numbers: Numbers = PLAIN, most: int = MOST_STAGES) -> Chain:
+    """The chain of a TRAIN graph. numbers: what it runs in; most: stages at most."""
+    graph = graph if numbers.fused else unfused(graph)
+    blobs = storages(graph, numbers)
+    root, sizes = blobs.root, blobs.sizes
+    works = _works(graph, plan(graph, fused=numbers.fused), blobs)
     live = _live(graph, works)
     roots = [frozenset(root[v] for v in values) for values in live]
-    sizes = {v: size_of(graph, v, item) for n in graph.nodes for v in n.outputs}
     cuts = _legal(works, root, roots)
     cuts = _fewer(cuts, [sum(sizes[v] for v in r) for r in roots], most)
     makes = {v for w in works if w.step.backward for v in w.outputs}
@@ -106,19 +101,18 @@ def chain_of(graph: Graph, *, item: int = 4, fused: bool = True, most: int = MOS
     return Chain(tuple(stages), tuple(roots[c] for c in cuts), tuple(grads[c] for c in cuts), sizes)
 
 
-def _works(graph: Graph, steps: Plan, root: Mapping[Value, Value], item: int) -> list[_Work]:
-    keeps = {n.name: k for n, k in zip(graph.nodes, kept(graph, dict(root), item=item), strict=True)}
+def _works(graph: Graph, steps: Plan, blobs: Storages) -> list[_Work]:
     behind = {n.inputs[0]: n for n in graph.nodes if n.absorbed}
     found = []
     for step in steps.fast:
         node = step.node
         outputs = node.outputs if step.affine is None else behind[node.outputs[0]].outputs
         ins, outs = [graph.shapes[v] for v in node.inputs], [graph.shapes[v] for v in node.outputs]
-        moved = sum(size_of(graph, v, item) for v in (*node.inputs, *node.outputs))
+        moved = sum(blobs.sizes[v] for v in (*node.inputs, *node.outputs))
         forward = node.layer.macs(ins, outs) / _MACS_PER_SECOND + moved / _BYTES_PER_SECOND
         backward = 2 * forward if step.backward else 0.0
         fixed = bool(step.losses) or not node.layer.repeatable()
-        found.append(_Work(step, node, outputs, keeps[node.name], forward, backward, fixed))
+        found.append(_Work(step, node, outputs, blobs.kept[node.name], forward, backward, fixed))
     return found
 
 
@@ -176,7 +170,7 @@ def _stage(
 
     keeps = frozenset().union(*(w.keep.storages for w in works))
     ends = total(roots[0] | roots[-1] | keeps)
-    inside = max(total(a | b | keeps) for a, b in pairwise(roots))
+    inside = max(total(a | b | keeps) + w.keep.passing for w, a, b in zip(works, roots, roots[1:]))
     # a blob that is read again later has a gradient already, to which this one is added
     back = max(
         total(a | b) + total(b & set(w.node.inputs)) + w.keep.scratch for w, a, b in zip(works, grads, grads[1:])

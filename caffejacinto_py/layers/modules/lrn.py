@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_PIECE = 1 << 18  # numbers per piece on a CPU: a few buffers of this size fit the second-level cache
+from caffejacinto_py.layers.norm import PIECE as _PIECE
 
 
 class AcrossChannels(nn.Module):

@@ -222,9 +222,10 @@ def dropout_mask(x: Tensor, ratio: float, *, kept: float | None = None) -> Tenso
 
     32 random bits a value, two values a draw, and Caffe's resolution of 2^-32; bernoulli_ is slower on a CPU.
     """
-    mask = torch.empty_like(x)
     n = x.numel()
     bits = torch.empty((n + 1) // 2, dtype=torch.int64).random_(-(2**63), None).view(torch.int32)[:n]
     stays = bits >= round(ratio * 2**32) - 2**31
-    torch.mul(stays, 1 / (1 - ratio) if kept is None else kept, out=mask.as_strided((n,), (1,)))
+    del bits  # a product of the two types would copy once more
+    mask = torch.empty_like(x)
+    mask.as_strided((n,), (1,)).copy_(stays).mul_(1 / (1 - ratio) if kept is None else kept)
     return mask
