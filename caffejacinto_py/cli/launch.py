@@ -44,6 +44,7 @@ class _Group:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.failed: int | None = None  # the first rank that failed by itself
         self._former: dict[int, Any] = {}
+        self._interrupted = False
         self._command = [sys.executable, "-m", "caffejacinto_py", *args]
         self._env = {**os.environ, "WORLD_SIZE": str(world)}
         self._env["CAFFEJACINTO_RENDEZVOUS"] = f"file://{folder}/meeting"
@@ -81,6 +82,7 @@ class _Group:
         return self.folder / f"rank{rank}.log"
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = self._interrupted or number == signal.SIGINT
         self._send(number)
 
     def _send(self, number: int) -> None:
@@ -114,9 +116,9 @@ class _Group:
 
     def verdict(self) -> int:
         """Say what rank 0 did not say itself; the exit code of the run."""
-        codes = [p.returncode for p in self.processes]
-        failed = self.failed
-        if failed is None:
+        codes = [self._code(p.returncode) for p in self.processes]
+        failed = 0 if codes[0] not in (0, 130, GONE) else self.failed
+        if failed is None or codes[failed] in (0, 130):
             failed = next((r for r, c in enumerate(codes) if c not in (0, 130)), None)
         if failed is None:
             return max(codes)
@@ -132,6 +134,10 @@ class _Group:
             if witness is not None:
                 self._show(witness)
         return code if code > 0 else 1
+
+    def _code(self, code: int) -> int:
+        """A rank that Ctrl-C caught before it could train was stopped, too."""
+        return 130 if self._interrupted and code == -signal.SIGINT else code
 
     def _show(self, rank: int) -> None:
         text = self._words(rank).read_text(errors="replace").strip()

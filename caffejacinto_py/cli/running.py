@@ -33,12 +33,15 @@ class Remember(Metrics):
 
 
 def prepare_run(given: Mapping[str, Any]) -> logging.Logger:
-    """Set up logging and CPU threads from the options of a verb; returns the program's logger."""
+    """Set up logging and CPU threads from the options of a verb; returns the program's logger. Of several ranks only
+    the first talks, unless it is about errors."""
     import torch
 
+    from caffejacinto_py.engine.ranks import environment
     from caffejacinto_py.solver import logs
 
-    logs.setup(given["log_level"])
+    around = environment()
+    logs.setup("error" if around and around[0] else given["log_level"])
     if given["threads"]:
         torch.set_num_threads(given["threads"])
     return logging.getLogger(logs.LOGGER)

@@ -191,10 +191,13 @@ def join(rank: int, world: int, *, device: str | torch.device = "cpu", timeout: 
 
 
 def follow_launcher() -> None:
-    """End this process when its launcher has been killed: nobody would tell it that another rank is gone."""
+    """End this process when its launcher has been killed: nobody would tell it that another rank is gone. Raises
+    RankError when that has happened already."""
     launcher = os.environ.get(LAUNCHER)
-    if launcher is None or os.getppid() != int(launcher):
+    if launcher is None:
         return
+    if os.getppid() != int(launcher):
+        raise RankError("the process that started the ranks is gone")
 
     def watch() -> None:
         while os.getppid() == int(launcher):
