@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from caffejacinto_py.compress import integer_ops as ops
 from caffejacinto_py.compress.integer_ops import Tensor, stored
-from caffejacinto_py.compress.integer_run import FORMAT, VERSION, Program
+from caffejacinto_py.compress.integer_run import FORMAT, MOVES, VERSION, Program
 from caffejacinto_py.compress.numerics import QParams
 from caffejacinto_py.compress.qparams import SUFFIX
 from caffejacinto_py.errors import CaffeError, LayerError, Loc, PrototxtError, UsageError, raise_all
@@ -147,7 +148,7 @@ def _add(state: _State, node: Node) -> None:
             raise node.layer.fail(f"it reads '{v.name}', which is not quantized ({state.without[v]})", hint=hint)
     if missing:  # an earlier layer is to blame
         return _leave_out(state, node)
-    if form.op in ("same", "reshape"):
+    if form.op in ("same", *MOVES):
         return _view(state, node, form)
     return _compute(state, node, form)
 
@@ -185,7 +186,11 @@ def _tensor(state: _State, value: Value, form: ops.Form) -> Tensor:
 
 
 def _view(state: _State, node: Node, form: IntegerForm) -> None:
-    before = state.tensors[node.inputs[0]]
+    before, start = state.tensors[node.inputs[0]], 0
+    if form.numbers.get("order", [0])[0] != 0:
+        raise node.layer.fail("the batch axis moves: integer programs keep it", "permute_param", "order", 0)
+    if form.numbers.get("axis") == 0:
+        raise node.layer.fail("the batch is cut: integer programs keep the batch axis", "slice_param", "axis")
     for v in node.outputs:
         if form.op == "same":
             state.tensors[v] = before
@@ -193,11 +198,15 @@ def _view(state: _State, node: Node, form: IntegerForm) -> None:
         if state.graph.shapes[v][:1] != before.shape[:1]:
             text = f"{before.shape} becomes {state.graph.shapes[v]}: integer programs keep the batch axis"
             raise node.layer.fail(text)
+        numbers = dict(form.numbers)
+        if form.op == "slice":
+            end = start + state.graph.shapes[v][numbers["axis"]]
+            numbers, start = {**numbers, "start": start, "end": end}, end
         tensor = _tensor(state, v, before.form)
         if before.name in state.exact:
             state.exact.add(tensor.name)
-        state.ops.append({"op": "reshape", "layer": node.name, "layers": [node.name], "inputs": [before.name],
-                          "output": tensor.name})  # fmt: skip
+        state.ops.append({"op": form.op, "layer": node.name, "layers": [node.name], "inputs": [before.name],
+                          "output": tensor.name, **numbers})  # fmt: skip
 
 
 def _compute(state: _State, node: Node, form: IntegerForm) -> None:
@@ -205,17 +214,18 @@ def _compute(state: _State, node: Node, form: IntegerForm) -> None:
     ins = [state.tensors[v] for v in node.inputs]
     several = len(node.outputs) > 1  # a Convolution with several bottoms: one op a pair
     for i, value in enumerate(node.outputs):
-        settled = _settle(state, node, value, found.out(i), form.op == "relu")
+        slope = ops.slope_of(form) if form.op == "relu" else None
+        settled = _settle(state, node, value, found.out(i), slope)
         if settled is None:
             state.without[value] = ""
             continue
-        layers, last, q, relu = settled
+        layers, last, q, slope = settled
         out = _tensor(state, last, ops.tensor_form(layers[-1], q, "qparam_out", 0 if len(layers) > 1 else i))
         key = node.name if not several else f"{node.name}[{i}]"
-        op = ops.emit(node, form, [ins[i]] if several else ins, out, found, state.weights.get(node.name, ()))
+        blobs = state.weights.get(node.name, ())
+        op = ops.emit(node, form, [ins[i]] if several else ins, out, found, blobs, slope=slope)
         state.arrays.update({f"{key}/{name}": array for name, array in op.arrays.items()})
-        fields = {k: f"{key}/{v}" if k in op.refers else v for k, v in op.fields.items()}
-        fields["gain"] = [f"{key}/{name}" for name in op.fields["gain"]]
+        fields, relu = ops.placed(op.fields, key), slope == 0
         state.ops.append({"op": op.name, "layer": node.name, "layers": [n.name for n in layers],
                           "inputs": [t.name for t in ([ins[i]] if several else ins)], "output": out.name,
                           "relu": relu, **fields})  # fmt: skip
@@ -225,10 +235,10 @@ def _compute(state: _State, node: Node, form: IntegerForm) -> None:
 
 
 def _settle(
-    state: _State, node: Node, value: Value, q: QParams | None, relu: bool
-) -> tuple[list[Node], Value, QParams, bool] | None:
-    """From a top that is not quantized to the one that is: ReLU layers in between join. (layers, value, qparams,
-    whether there is a ReLU); None: a layer without integer form follows, which is an error of its own."""
+    state: _State, node: Node, value: Value, q: QParams | None, slope: Fraction | None
+) -> tuple[list[Node], Value, QParams, Fraction | None] | None:
+    """From a top that is not quantized to the one that is: ReLU layers in between join. (layers, value, qparams, slope
+    below zero; None: there is no ReLU). None: a layer without integer form follows, which is an error of its own."""
     readers, layers = state.graph.readers(), [node]
     while q is None:
         found = readers[value]
@@ -240,9 +250,10 @@ def _settle(
             text = f"its top '{value.name}' has no quantization parameters with quantize: true"
             raise node.layer.fail(text, hint=CALIBRATE)
         layers.append(following)
-        relu = relu or form.op == "relu"
+        if form.op == "relu":
+            slope = ops.joined(following, slope, form)
         value, q = following.outputs[0], stored(following).out(0)
-    return layers, value, q, relu
+    return layers, value, q, slope
 
 
 def _form(graph: Graph, node: Node) -> IntegerForm | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -121,14 +121,13 @@ def _channels(node: Node, q: QParams, name: str, i: int, widths: tuple[int, int]
 
 @dataclass(frozen=True)
 class Op:
-    """fields: for the JSON document; those in `refers` and `gain` name arrays. exact: nothing was rounded, and every
-    scale is a power of two."""
+    """fields: for the JSON document; some name arrays, see `placed`. exact: nothing was rounded, and every scale is a
+    power of two."""
 
     name: str
     fields: dict[str, Any]
     arrays: dict[str, np.ndarray]
     exact: bool
-    refers: tuple[str, ...] = REFERS
 
 
 @dataclass(frozen=True)
@@ -144,41 +143,93 @@ class _Sums:
     power2: bool = True
     axis: int = 1
     divisor: int = 1  # of an average, the largest
+    slopes: Sequence[Fraction] = ()  # per channel, what negative sums are multiplied by
+
+
+def slope_of(form: IntegerForm) -> Fraction:
+    """What a ReLU multiplies negative numbers by."""
+    return Fraction(form.numbers.get("slope", 0))
+
+
+def joined(node: Node, before: Fraction | None, form: IntegerForm) -> Fraction:
+    """The slope of ReLU `node` behind numbers that already went through a ReLU of slope `before`."""
+    if before is None:
+        return slope_of(form)
+    if before < 0:
+        raise node.layer.fail("a ReLU behind one of negative slope cannot join it", "relu_param", hint="calibrate it")
+    return before * slope_of(form)
+
+
+def placed(fields: dict[str, Any], key: str) -> dict[str, Any]:
+    """Fields of an op with `key` in front of the names of arrays."""
+    named = {k: f"{key}/{v}" if k in REFERS and v is not None else v for k, v in fields.items()}
+    named["gain"] = [f"{key}/{name}" for name in fields["gain"]]
+    if "negative" in fields:
+        named["negative"] = placed(fields["negative"], key)
+    return named
 
 
 def emit(
-    node: Node, form: IntegerForm, ins: Sequence[Tensor], out: Tensor, found: Stored, blobs: Sequence[np.ndarray]
-) -> Op:
-    """The op of a layer. blobs: its float weights. Raises LayerError."""
+    node: Node, form: IntegerForm, ins: Sequence[Tensor], out: Tensor, found: Stored, blobs: Sequence[np.ndarray], *,
+    slope: Fraction | None = None,
+) -> Op:  # fmt: skip
+    """The op of a layer. blobs: its float weights. slope: of a ReLU that belongs to it. Raises LayerError."""
     for i, blob in enumerate(blobs):
         if not np.isfinite(blob).all():
             raise node.layer.fail(f"blob {i} holds {int((~np.isfinite(blob)).sum())} numbers that are NaN or infinite")
     sums = EMITTERS[form.op](node, form, ins, out, found, blobs)
-    zero = max(abs(out.form.zero), 1) * sums.divisor
-    try:
-        fixed = fixed_point.fit(sums.factors, sums.constants, sums.bounds, zero)
-    except fixed_point.NoRoom:
-        text = "the sums need more than 64 bits: the scales of inputs, weights and top are too far apart"
-        raise node.layer.fail(text, "quantization_param") from None
-    accumulator = max(sums.bounds).bit_length() + 1
-    fields = {**sums.fields, "axis": sums.axis, "gain_kind": fixed.kind, "gain": [], "add": None, "shift": "shift",
-              "accumulator_bits": accumulator, "sum_bits": fixed.bits}  # fmt: skip
+    fixed = _fit(node, sums, out)
+    fields = {**sums.fields, "axis": sums.axis, "accumulator_bits": max(sums.bounds).bit_length() + 1,
+              "sum_bits": fixed.bits}  # fmt: skip
     arrays = dict(sums.arrays)
     shape = sums.fields.get("_shape") or (len(sums.constants),)
     fields.pop("_shape", None)
+    fields |= _numbers(fixed, shape, arrays)
+    exact = fixed.exact
+    slopes = list(sums.slopes) or ([slope] if slope else [])
+    if slopes:
+        if form.op == "max" and min(slopes) < 0:
+            raise node.layer.fail("a ReLU of negative slope cannot join a maximum", hint="calibrate its top")
+        below = _fit(node, _sloped(sums, slopes), out)
+        fields["negative"] = _numbers(below, shape, arrays, "negative_")
+        fields["sum_bits"] = max(fixed.bits, below.bits)
+        exact = exact and below.exact
+    in_float64 = fields["sum_bits"] <= 53  # else the simulation itself rounds
+    exact = exact and in_float64 and sums.power2 and out.form.power2 and all(t.form.power2 for t in ins)
+    name = "rescale" if form.op in ("relu", "prelu", "bias") else form.op
+    return Op(name, fields, arrays, exact)
+
+
+def _fit(node: Node, sums: _Sums, out: Tensor) -> fixed_point.Fixed:
+    zero = max(abs(out.form.zero), 1) * sums.divisor
+    try:
+        return fixed_point.fit(sums.factors, sums.constants, sums.bounds, zero)
+    except fixed_point.NoRoom:
+        text = "the sums need more than 64 bits: the scales of inputs, weights and top are too far apart"
+        raise node.layer.fail(text, "quantization_param") from None
+
+
+def _sloped(sums: _Sums, slopes: Sequence[Fraction]) -> _Sums:
+    """The sums where they are negative."""
+    slopes = _per_channel(slopes, len(sums.constants))
+    factors = [[f * s for f, s in zip(_per_channel(row, len(slopes)), slopes, strict=True)] for row in sums.factors]
+    return replace(sums, factors=factors, constants=[c * s for c, s in zip(sums.constants, slopes, strict=True)])
+
+
+def _numbers(
+    fixed: fixed_point.Fixed, shape: Sequence[int], arrays: dict[str, np.ndarray], front: str = ""
+) -> dict[str, Any]:
+    """Gains, addends and shifts: their fields; the numbers go into `arrays`."""
+    fields: dict[str, Any] = {"gain_kind": fixed.kind, "gain": [], "add": None, "shift": f"{front}shift"}
     for i, gain in enumerate(fixed.gains):
-        key = "gain" if len(fixed.gains) == 1 else f"gain{i}"
+        key = f"{front}gain" if len(fixed.gains) == 1 else f"{front}gain{i}"
         fields["gain"].append(key)
         arrays[key] = _pack(gain, shape)
     if any(fixed.add):
-        fields["add"] = "add"
-        arrays["add"] = _pack(fixed.add, shape)
-    arrays["shift"] = _pack(fixed.shift, shape)
-    refers = tuple(r for r in REFERS if r != "add" or fields["add"])
-    in_float64 = fixed.bits <= 53  # else the simulation itself rounds
-    exact = fixed.exact and in_float64 and sums.power2 and out.form.power2 and all(t.form.power2 for t in ins)
-    name = "rescale" if form.op in ("relu", "bias") else form.op
-    return Op(name, fields, arrays, exact, refers)
+        fields["add"] = f"{front}add"
+        arrays[f"{front}add"] = _pack(fixed.add, shape)
+    arrays[f"{front}shift"] = _pack(fixed.shift, shape)
+    return fields
 
 
 def _pack(numbers: Sequence[int], shape: Sequence[int]) -> np.ndarray:
@@ -274,10 +325,13 @@ def _pool(
 def _rescale(
     node: Node, form: IntegerForm, ins: Sequence[Tensor], out: Tensor, found: Stored, blobs: Sequence[np.ndarray]
 ) -> _Sums:
-    """ReLU, and Bias: a constant per channel."""
+    """ReLU; PReLU: a slope per channel; Bias: a constant per channel."""
     factor = out.form.scale / ins[0].form.scale
     if form.op == "relu":
         return _Sums([[factor]], [Fraction(0)], [ins[0].bound])
+    if form.op == "prelu":
+        slopes = [Fraction(v) for v in np.asarray(blobs[0], np.float64).ravel().tolist()]
+        return _Sums([[factor] * len(slopes)], [Fraction(0)] * len(slopes), [ins[0].bound], slopes=slopes)
     constants, power2 = _constants(node, found, 0, blobs[0], out)
     shape = tuple(np.shape(blobs[0])) or (1,)
     fields = {"_shape": shape}
@@ -294,6 +348,13 @@ def _join(
     return _Sums(factors, [Fraction(0)], [t.bound for t in ins], fields)
 
 
+def _multiply(
+    node: Node, form: IntegerForm, ins: Sequence[Tensor], out: Tensor, found: Stored, blobs: Sequence[np.ndarray]
+) -> _Sums:
+    scale = math.prod((t.form.scale for t in ins), start=Fraction(1))
+    return _Sums([[out.form.scale / scale]], [Fraction(0)], [math.prod(t.bound for t in ins)])
+
+
 Emitter = Callable[[Node, IntegerForm, Sequence[Tensor], Tensor, Stored, Sequence[np.ndarray]], _Sums]
 EMITTERS: dict[str, Emitter] = {
     "conv": _product,
@@ -302,8 +363,10 @@ EMITTERS: dict[str, Emitter] = {
     "max_pool": _pool,
     "average_pool": _pool,
     "relu": _rescale,
+    "prelu": _rescale,
     "bias": _rescale,
     "sum": _join,
     "max": _join,
     "concat": _join,
+    "product": _multiply,
 }

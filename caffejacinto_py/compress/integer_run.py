@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-FORMAT, VERSION = "caffejacinto-integer", 1
+FORMAT, VERSION = "caffejacinto-integer", 2
 _CHUNK = 1 << 22  # numbers of an unfolded image at a time
 Watch = Callable[[Mapping[str, Any], int, int], None]  # op, largest |accumulator|, largest |number before rounding|
 
@@ -46,8 +46,8 @@ def load(path: str | Path) -> Program:
         info = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(info, dict) or info.get("format") != FORMAT:
             raise ProgramError(f"{path}: this is not an integer program (no format: {FORMAT})")
-        if info.get("version") != VERSION:
-            raise ProgramError(f"{path}: version {info.get('version')}; this reads version {VERSION}")
+        if info.get("version") not in range(1, VERSION + 1):
+            raise ProgramError(f"{path}: version {info.get('version')}; this reads versions 1 to {VERSION}")
         file = path.with_name(info["arrays"])
         if hashlib.sha256(file.read_bytes()).hexdigest() != info["sha256"]:
             raise ProgramError(f"{file} is not the file that {path.name} was written with")
@@ -66,12 +66,14 @@ def _check(program: Program) -> None:
     """That every name means something: arrays, tensors, ops. Raises ProgramError or KeyError."""
     known = set(program.info["inputs"])
     for op in program.info["ops"]:
-        if op["op"] not in (*SUMS, "reshape"):
+        if op["op"] not in (*SUMS, *MOVES):
             raise ProgramError(f"layer '{op['layer']}': unknown op '{op['op']}'")
         if not known.issuperset(op["inputs"]) or op["output"] not in program.tensors:
             raise ProgramError(f"layer '{op['layer']}': it reads or makes a tensor that is not there")
         known.add(op["output"])
-        names = [*op.get("gain", ()), *(op[k] for k in ("weight", "weight_zero", "add", "shift") if op.get(k))]
+        names = [op[k] for k in ("weight", "weight_zero") if op.get(k)]
+        for part in (op, op.get("negative") or {}):
+            names += [*part.get("gain", ()), *(part[k] for k in ("add", "shift") if part.get(k))]
         bad = [n for n in names if n not in program.arrays or program.arrays[n].dtype.kind not in "iu"]
         if bad:
             raise ProgramError(f"layer '{op['layer']}': array '{bad[0]}' is missing or does not hold integers")
@@ -144,22 +146,32 @@ def apply(
 ) -> np.ndarray:
     """One op on the integers of its inputs; returns its output's integers."""
     out = program.tensors[op["output"]]
-    if op["op"] == "reshape":
-        return inputs[0].reshape(inputs[0].shape[0], *out["shape"][1:])
+    if op["op"] in MOVES:
+        return MOVES[op["op"]](op, inputs[0], out["shape"])
     kind: Any = np.int32 if op["accumulator_bits"] <= 32 else np.int64
     centred = [x.astype(kind) - kind(program.tensors[n]["zero"]) for n, x in zip(op["inputs"], inputs)]
+    if op["op"] == "product":
+        centred = [np.multiply.reduce(centred)]
     sums = [SUMS[op["op"]](program, op, x) for x in centred]
-    gained = [_gain(program, op, i, s.astype(np.int64)) for i, s in enumerate(sums)]
-    total = JOINS[op["op"]](op, gained) if op["op"] in JOINS else gained[0]
-    total = _add(program, op, total)
-    if op["relu"]:
-        total = np.maximum(total, 0)
+    total, y = _finish(program, op, sums, out["zero"])
+    largest = _largest(np.maximum(total, 0) if op["relu"] else total)
+    if op.get("negative"):
+        other, below = _finish(program, {**op, **op["negative"]}, sums, out["zero"])
+        y, largest = np.where(total < 0, below, y), max(largest, _largest(other))
     if watch is not None:
-        watch(op, max(_largest(s) for s in sums), _largest(total))
-    shift = _spread(program.arrays[op["shift"]], op["axis"], total.ndim).astype(np.int64)
-    y = _round(program, op, total, shift, out["zero"])
+        watch(op, max(_largest(s) for s in sums), largest)
     low, high = limits(out)
     return np.clip(y, low, high).astype(smallest(low, high))
+
+
+def _finish(
+    program: Program, op: Mapping[str, Any], sums: Sequence[np.ndarray], zero: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The total in front of ReLU and rounding, and what is rounded of it."""
+    gained = [_gain(program, op, i, s.astype(np.int64)) for i, s in enumerate(sums)]
+    total = _add(program, op, JOINS[op["op"]](op, gained) if op["op"] in JOINS else gained[0])
+    shift = _spread(program.arrays[op["shift"]], op["axis"], total.ndim).astype(np.int64)
+    return total, _round(program, op, np.maximum(total, 0) if op["relu"] else total, shift, zero)
 
 
 def _largest(x: np.ndarray) -> int:
@@ -279,6 +291,15 @@ def _same(program: Program, op: Mapping[str, Any], x: np.ndarray) -> np.ndarray:
     return x
 
 
+def _slice(op: Mapping[str, Any], x: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    return x[(slice(None),) * op["axis"] + (slice(op["start"], op["end"]),)]
+
+
+MOVES: dict[str, Callable[[Mapping[str, Any], np.ndarray, Sequence[int]], np.ndarray]] = {
+    "reshape": lambda op, x, shape: x.reshape(x.shape[0], *shape[1:]),
+    "slice": _slice,
+    "permute": lambda op, x, shape: np.ascontiguousarray(x.transpose(op["order"])),
+}
 SUMS: dict[str, Callable[[Program, Mapping[str, Any], np.ndarray], np.ndarray]] = {
     "conv": _conv,
     "deconv": _deconv,
@@ -289,6 +310,7 @@ SUMS: dict[str, Callable[[Program, Mapping[str, Any], np.ndarray], np.ndarray]] 
     "sum": _same,
     "max": _same,
     "concat": _same,
+    "product": _same,
 }
 JOINS: dict[str, Callable[[Mapping[str, Any], list[np.ndarray]], np.ndarray]] = {
     "sum": lambda op, xs: np.sum(xs, axis=0),

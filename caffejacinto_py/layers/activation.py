@@ -36,10 +36,7 @@ class ReLU(Activation):
     may_inplace = saves_output = True
 
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
-        if self.param.negative_slope:
-            text = f"integer programs have no negative_slope ({self.param.negative_slope:g})"
-            raise self.fail(text, "relu_param", "negative_slope")
-        return IntegerForm("relu")
+        return IntegerForm("relu", {"slope": self.param.negative_slope} if self.param.negative_slope else {})
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.activation import ReLU
@@ -67,6 +64,9 @@ class PReLU(Activation):
         given = self.param.HasField("filler")
         filler = self.param.filler if given else pb.FillerParameter(type="constant", value=0.25)
         return [Blob(() if self.param.channel_shared else (ins[0][1],), filler)]
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        return IntegerForm("prelu")
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.activation import PReLU

@@ -61,7 +61,7 @@ class Eltwise(Layer):
 
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         if self.param.operation == pb.EltwiseParameter.PROD:
-            raise self.fail("integer programs have no product of blobs", "eltwise_param", "operation")
+            return IntegerForm("product")
         if self.param.operation == pb.EltwiseParameter.MAX:
             return IntegerForm("max")
         return IntegerForm("sum", {"coeff": tuple(self.param.coeff) or (1.0,) * len(ins)})

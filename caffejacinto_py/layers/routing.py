@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Shape
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.registry import layer
 
@@ -120,6 +120,9 @@ class Permute(Layer):
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         return [tuple(ins[0][a] for a in self._order(len(ins[0])))]
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        return IntegerForm("permute", {"order": self._order(len(ins[0]))})
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.routing import Permute as Module

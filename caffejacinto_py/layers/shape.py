@@ -97,6 +97,9 @@ class Slice(Layer):
         axis = self._axis(len(ins[0]))
         return [(*ins[0][:axis], n, *ins[0][axis + 1 :]) for n in self._sizes(ins[0][axis])]
 
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        return IntegerForm("slice", {"axis": self._axis(len(ins[0]))})
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.shape import Slice
 

@@ -49,6 +49,16 @@ OPS = {
     "average pool, hanging over": "x Pooling data x pooling_param { pool: AVE kernel_h: 3 kernel_w: 4 stride: 3 }",
     "average pool, global": "x Pooling data x pooling_param { pool: AVE global_pooling: true }",
     "relu": "x ReLU data x",
+    "relu with slope": "x ReLU data x relu_param { negative_slope: 0.1 }",
+    "relu with negative slope": "x ReLU data x relu_param { negative_slope: -0.3 }",
+    "prelu": "x PReLU data x",
+    "prelu, one slope": "x PReLU data x prelu_param { channel_shared: true }",
+    "conv, relu with slope": "c Convolution data c convolution_param { num_output: 6 kernel_size: 3 }\n"
+    "x ReLU c x relu_param { negative_slope: 0.1 }",
+    "dense, relu with slope": "c InnerProduct data c inner_product_param { num_output: 6 axis: 2 }\n"
+    "x ReLU c x relu_param { negative_slope: -0.25 }",
+    "product": "x Eltwise data,data x eltwise_param { operation: PROD }",
+    "product of three": "x Eltwise data,data,data x eltwise_param { operation: PROD }",
     "sum": "x Eltwise data,data x",
     "sum, coefficients": "x Eltwise data,data,data x eltwise_param { coeff: 0.75 coeff: -3 coeff: 0 }",
     "max": "x Eltwise data,data x eltwise_param { operation: MAX }",
@@ -71,7 +81,7 @@ def compared(source: str, setting: Settings, seed: int = 0, batches: int = 2, **
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", OPS)
 def test_each_op(name: str, kind: str) -> None:
-    checks = compared(net_text(SHAPE, OPS[name]), KINDS[kind])
+    checks = compared(net_text(SHAPE, *OPS[name].split("\n")), KINDS[kind])
     assert len(checks) == 1
     assert checks[0].numbers > 0
     assert checks[0].exact == kind.startswith("pow2")
@@ -112,6 +122,30 @@ def test_a_net_of_every_kind_of_layer(kind: str) -> None:
     assert all(c.whole.count == 0 for c in checks) or kind != "pow2"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_move_numbers(kind: str) -> None:
+    source = net_text(
+        SHAPE,
+        "p Permute data p permute_param { order: 0 order: 2 order: 3 order: 1 }",
+        "c Convolution p c convolution_param { num_output: 5 kernel_size: 3 pad: 1 }",
+        "f Flatten c f flatten_param { axis: 2 }",
+        "q Permute f q permute_param { order: 0 order: 2 order: 1 }",
+        "fc InnerProduct q fc inner_product_param { num_output: 3 }",
+    )
+    cut = ' layer { name: "s" type: "Slice" bottom: "data" top: "a" top: "b" top: "d" ' + (
+        "slice_param { axis: -1 slice_point: 2 slice_point: 5 } }\n"
+        'layer { name: "e" type: "Eltwise" bottom: "b" bottom: "b" top: "e" eltwise_param { operation: PROD } }\n'
+        'layer { name: "j" type: "Concat" bottom: "e" bottom: "a" bottom: "d" top: "j" concat_param { axis: 3 } }\n'
+    )
+    checks = compared(source + cut, KINDS[kind])
+    assert [c.op["op"] for c in checks] == [
+        "permute", "conv", "reshape", "permute", "dense", "slice", "slice", "slice", "product", "concat"
+    ]  # fmt: skip
+    assert [(c.op["start"], c.op["end"]) for c in checks if c.op["op"] == "slice"] == [(0, 2), (2, 5), (5, 9)]
+    assert all(c.good for c in checks)
+    assert all(c.exact for c in checks) == kind.startswith("pow2")
+
+
 # --- random nets ------------------------------------------------------------------------------------------------------
 @st.composite
 def random_nets(draw: Any) -> str:
@@ -121,7 +155,11 @@ def random_nets(draw: Any) -> str:
     layers, small = [], set()
     for i in range(draw(st.integers(2, 5))):
         bottom, top = draw(st.sampled_from(sorted(blobs))), f"x{i}"
-        kind = draw(st.sampled_from(["conv", "conv", "pool", "relu", "sum", "concat", "deconv", "bias"]))
+        kind = draw(
+            st.sampled_from(
+                ["conv", "conv", "pool", "relu", "leaky", "prelu", "sum", "product", "concat", "deconv", "bias"]
+            )
+        )
         channels = blobs[bottom]
         if kind in ("conv", "deconv"):
             group = draw(st.sampled_from([g for g in (1, 2, channels) if channels % g == 0]))
@@ -135,12 +173,15 @@ def random_nets(draw: Any) -> str:
             layers.append(f"{top} Pooling {bottom} {top} pooling_param {{ pool: {pool} kernel_size: 3 pad: 1 }}")
         elif kind == "relu":
             layers.append(f"{top} ReLU {bottom} {top}")
-        elif kind == "bias":
-            layers.append(f"{top} Bias {bottom} {top}")
+        elif kind == "leaky":
+            layers.append(f"{top} ReLU {bottom} {top} relu_param {{ negative_slope: {draw(st.floats(-1, 1)):.3f} }}")
+        elif kind in ("bias", "prelu"):
+            layers.append(f"{top} {'Bias' if kind == 'bias' else 'PReLU'} {bottom} {top}")
         else:
             other = draw(st.sampled_from(sorted(b for b in blobs if blobs[b] == channels)))
-            name = "Eltwise" if kind == "sum" else "Concat"
-            fields = " eltwise_param { coeff: 0.5 coeff: -2 }" if kind == "sum" else ""
+            name = "Concat" if kind == "concat" else "Eltwise"
+            fields = {"sum": " eltwise_param { coeff: 0.5 coeff: -2 }", "concat": "",
+                      "product": " eltwise_param { operation: PROD }"}[kind]  # fmt: skip
             layers.append(f"{top} {name} {bottom},{other} {top}{fields}")
             channels *= 2 if kind == "concat" else 1
         blobs[top] = channels

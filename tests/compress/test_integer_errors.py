@@ -40,9 +40,8 @@ def refused(*layers: str, change: Any = None, pixels: bool = False) -> CaffeErro
         ((CONV, "bn BatchNorm conv bn", FC), "bn", "no integer form", "caffejacinto optimize"),
         ((CONV, "sc Scale conv sc", FC), "sc", "no integer form", "caffejacinto optimize"),
         (("bn BatchNorm data bn",), "bn", "no integer form", "caffejacinto optimize"),
-        ((CONV, "r PReLU conv r"), "r", "no integer form", None),
-        ((CONV, "r ReLU conv conv relu_param { negative_slope: 0.1 }"), "r", "negative_slope (0.1)", None),
-        ((CONV, "e Eltwise conv,conv e eltwise_param { operation: PROD }"), "e", "product", None),
+        ((CONV, "p Permute conv p permute_param { order: 1 }"), "p", "the batch axis moves", None),
+        ((CONV, "s Slice conv s slice_param { axis: 0 }", "r ReLU s s"), "s", "keep", None),
         (("p Pooling data p pooling_param { pool: STOCHASTIC kernel_size: 2 }",), "p", "STOCHASTIC", "AVE or MAX"),
         (("p Pooling data p pooling_param { kernel_size: 1 stride: 4 }",), "p", "window is empty", None),
         ((CONV, "n LRN conv n", FC.replace(" conv ", " n ")), "fc", "'n' (LRN) has no integer form", "calibrate"),
@@ -61,20 +60,21 @@ def test_layers_without_integers(layers: tuple[str, ...], name: str, part: str, 
 
 def test_all_of_them_at_once() -> None:
     bn = "bn BatchNorm conv bn"
-    error = refused(CONV, bn, "r ReLU bn bn", "r2 PReLU bn r2", FC.replace(" conv ", " r2 "))
+    pool = "p Pooling bn p pooling_param { pool: STOCHASTIC kernel_size: 2 }"
+    error = refused(CONV, bn, "r ReLU bn bn", pool, FC.replace(" conv ", " p "))
     assert isinstance(error, ManyErrors)
-    assert [e.text.split("'")[1] for e in error.errors] == ["bn", "r2"]
+    assert [e.text.split("'")[1] for e in error.errors] == ["bn", "p"]
 
 
 def test_places(tmp_path: Any) -> None:
-    message, weights = quantized(net_text(SHAPE, CONV, "r ReLU conv conv relu_param { negative_slope: 0.5 }"), PLAIN)
+    message, weights = quantized(net_text(SHAPE, CONV, "p Permute conv p permute_param { order: 1 }"), PLAIN)
     graph = prepare(text.parse(text.dumps(message), "NetParameter", file="net.prototxt"), phase="TEST")
     with pytest.raises(LayerError) as caught:
         build(graph, blobs_of(weights))
     assert caught.value.loc is not None
     assert caught.value.loc.file == "net.prototxt"
     line = text.dumps(message).splitlines()[caught.value.loc.line - 1]
-    assert "negative_slope" in line
+    assert "order" in line
 
 
 def _drop(name: str) -> Any:
@@ -205,7 +205,7 @@ def test_files_that_are_no_programs(tmp_path: Any) -> None:
     document, arrays = write_program(program_of(message, weights).program, tmp_path / "p")
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "b.json").write_text("not json")
-    (tmp_path / "v.json").write_text(document.read_text().replace('"version": 1', '"version": 7'))
+    (tmp_path / "v.json").write_text(document.read_text().replace('"version": 2', '"version": 7'))
     arrays.write_bytes(arrays.read_bytes() + b"x")
     for name, part in [("a", "not an integer program"), ("b", "cannot read"), ("c", "cannot read"),
                        ("v", "version 7"), ("p", "not the file")]:  # fmt: skip

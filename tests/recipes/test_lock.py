@@ -64,7 +64,9 @@ def test_it_goes_with_an_error(folder: Path) -> None:
 
 def test_a_child_does_not_keep_it(folder: Path) -> None:
     """A worker that outlives its killed run holds nothing."""
-    child = "    import os, time\n    if os.fork() == 0:\n        os.close(1)\n        time.sleep(5)\n        os._exit(0)\n"
+    child = (
+        "    import os, time\n    if os.fork() == 0:\n        os.close(1)\n        time.sleep(5)\n        os._exit(0)\n"
+    )
     text = HOLD.replace("    print(", child + "    print(")
     process = subprocess.Popen([sys.executable, "-c", text], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
