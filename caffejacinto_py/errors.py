@@ -81,6 +81,10 @@ class DataError(InputError):
     missing: str | None = None
 
 
+class DeviceError(CaffeError):
+    """The device that was asked for is not here, or does not compute."""
+
+
 class ComparisonError(CaffeError):
     """A comparison found differences."""
 

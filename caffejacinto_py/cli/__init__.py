@@ -97,6 +97,11 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"error: cannot write the output: {error.strerror}", 1
     if isinstance(error, MemoryError):
         return "error: out of memory", 1
+    from caffejacinto_py.cli import torch_errors
+
+    known = torch_errors.explain(error)
+    if known is not None:
+        return errors.render(errors.CaffeError(known[0], hint=known[1])), 1
     what = " ".join(str(error).split()) or "no message"
     return f"internal error: {type(error).__name__}: {what} (run with --debug for the traceback)", 1
 

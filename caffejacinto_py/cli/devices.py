@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from caffejacinto_py.errors import CaffeError, UsageError
-
-
-class DeviceError(CaffeError):
-    """The device that was asked for is not here."""
+from caffejacinto_py.errors import DeviceError, UsageError
 
 
 def pick(gpu: str | None, *, solver_mode: str | None = None, log: logging.Logger) -> str:
@@ -19,8 +15,9 @@ def pick(gpu: str | None, *, solver_mode: str | None = None, log: logging.Logger
     return found[0]
 
 
-def several(gpu: str | None, *, solver_mode: str | None = None, log: logging.Logger) -> list[str]:
-    """Torch device names, one at least. `--gpu` decides; without it the solver's mode ("CPU", "GPU", None).
+def several(gpu: str | None, *, solver_mode: str | None = None, device_id: int = 0, log: logging.Logger) -> list[str]:
+    """Torch device names, one at least. `--gpu` decides; without it the solver's mode ("CPU", "GPU", None) and its
+    device_id.
 
     An explicit GPU that is not there raises DeviceError; a solver that merely says GPU falls back to the CPU with a
     warning. Raises UsageError for a `--gpu` that is no list of numbers.
@@ -32,7 +29,9 @@ def several(gpu: str | None, *, solver_mode: str | None = None, log: logging.Log
         if solver_mode != "GPU":
             return ["cpu"]
         if count:
-            return ["cuda:0"]
+            if device_id >= count:
+                raise DeviceError(f"device_id {device_id}: there are {count} GPUs, from 0 on", hint="use --gpu")
+            return [f"cuda:{device_id}"]
         log.warning("solver_mode is GPU, but no CUDA GPU can be used here: running on the CPU")
         return ["cpu"]
     wanted = _numbers(gpu, count)

@@ -81,8 +81,8 @@ def compat(command: F) -> F:
 
 def precision(command: F) -> F:
     """--precision: the verb gets `precision`, a key of passes.precision.OVERRIDES or None."""
-    text = "Number type of the layers, for nets that say nothing: fp32, fp16, bf16, fp64. See docs/precision.md."
-    kind = click.Choice(["fp32", "fp16", "bf16", "fp64"], case_sensitive=False)
+    text = "Number type of the layers, for nets that say nothing: fp32, tf32, fp16, bf16, fp64. See docs/precision.md."
+    kind = click.Choice(["fp32", "tf32", "fp16", "bf16", "fp64"], case_sensitive=False)
     return click.option("--precision", type=kind, metavar="TYPE", help=text)(command)
 
 

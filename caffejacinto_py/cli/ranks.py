@@ -47,14 +47,14 @@ class Place:
         return ranks.join(self.rank, self.world, device=self.device, timeout=timeout)
 
 
-def place(given: dict[str, Any], *, solver_mode: str | None, log: logging.Logger) -> Place:
+def place(given: dict[str, Any], *, solver_mode: str | None, device_id: int = 0, log: logging.Logger) -> Place:
     """From --ranks, --gpu and the environment (torchrun). Raises UsageError where they contradict each other."""
     from caffejacinto_py.engine.ranks import environment
 
     asked, around, gpu = given["ranks"], environment(), given["gpu"]
     if around is not None and gpu is None and solver_mode == "GPU":
         gpu = _all_here()
-    found = devices.several(gpu, solver_mode=solver_mode, log=log)
+    found = devices.several(gpu, solver_mode=solver_mode, device_id=device_id, log=log)
     cpu = found == ["cpu"]
     if around is None:
         world = asked or len(found)

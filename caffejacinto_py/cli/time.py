@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @options.gpu
 @options.dialect
 @click.option("--precision", type=options.CommaList(), default=(), metavar="TYPE,TYPE",
-              help="Number types: fp32, fp16, bf16, fp64; several are compared. See docs/precision.md.")  # fmt: skip
+              help="Number types: fp32, tf32, fp16, bf16, fp64; several: compared. See docs/precision.md.")  # fmt: skip
 @options.threads
 @options.python_layers
 @options.log_level

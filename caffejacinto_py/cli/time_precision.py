@@ -38,6 +38,7 @@ def _row(
     forward, backward = (1e3 * statistics.median(t[k] for t in times) for k in (0, 1))
     ratio = statistics.median(a / sum(b) for a, b in zip(first, times, strict=True))
     ran = "/".join(net.types.types) if net.types is not None else "FLOAT"
+    ran = "TF32" if net.types is not None and net.types.tf32 else ran
     return {
         "precision": name,
         "runs": ran,

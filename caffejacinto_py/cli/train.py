@@ -50,6 +50,7 @@ _HISTORY = click.Choice(["float32", "bfloat16", "int8"])  # passes.memory.HISTOR
               help="How to choose what is computed again.  [default: the solver's, or rotor]")  # fmt: skip
 @click.option("--history-type", type=_HISTORY,
               help="What the update rule's history is between steps.  [default: the solver's]")  # fmt: skip
+@click.option("--deterministic", is_flag=True, help="On a GPU: kernels that give the same bits in every run; slower.")
 @click.option("--dry-run", is_flag=True, help="Show the nets and the plan; touch no data, write nothing.")
 @options.log_level
 @options.as_json
@@ -82,7 +83,7 @@ def command(solver: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     if dry_run:
         return _plan(doc, given, as_json)
     mode = type(doc.message).SolverMode.Name(doc.message.solver_mode)
-    place = ranks.place(given, solver_mode=mode, log=log)
+    place = ranks.place(given, solver_mode=mode, device_id=doc.message.device_id, log=log)
     if place.launch:
         from caffejacinto_py.cli import launch
 
@@ -136,9 +137,12 @@ def _train(
     log: Any,
 ) -> int:
     from caffejacinto_py.cli.running import Remember
+    from caffejacinto_py.engine import gpu
     from caffejacinto_py.solver import Solver
 
     log.info("Use %s.", "CPU" if place.device == "cpu" else place.device)
+    if given["deterministic"]:
+        gpu.reproducible()
     together = place.join(given["rank_timeout"])
     resume, weights = together.share((resume, weights))
     run = Solver(

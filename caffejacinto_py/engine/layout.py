@@ -10,6 +10,7 @@ from torch import Tensor
 
 from caffejacinto_py.errors import UsageError
 from caffejacinto_py.ir.graph import Graph
+from caffejacinto_py.passes.precision import Table
 
 if TYPE_CHECKING:
     from caffejacinto_py.engine.net import Net
@@ -39,12 +40,13 @@ class Layout:
                         p.data = p.data.to(memory_format=torch.channels_last)
 
 
-def choose(graph: Graph, layout: str, device: torch.device, dtype: torch.dtype) -> Layout:
+def choose(graph: Graph, layout: str, device: torch.device, dtype: torch.dtype, types: Table | None = None) -> Layout:
     """The layout of a net: "nchw", "channels_last", or "auto": channels_last for float32 nets whose convolutions are
-    2-D."""
+    2-D; on a GPU where they use tensor cores, which want it. types: what layers run in."""
     if layout not in ("auto", "nchw", "channels_last"):
         raise UsageError(f"layout '{layout}' is not one of auto, nchw, channels_last")
     if layout != "auto":
         return Layout(layout == "channels_last")
     blobs = [p.shape for p in graph.params if len(p.shape) == 4]
-    return Layout(bool(blobs) and dtype != torch.float64)
+    tensor_cores = types is not None and (types.mixed or types.tf32)
+    return Layout(bool(blobs) and dtype != torch.float64 and (device.type != "cuda" or tensor_cores))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from caffejacinto_py.engine import precision, size, weights
+from caffejacinto_py.engine import gpu, precision, size, weights
 from caffejacinto_py.engine.hooks import Hook, Module
 from caffejacinto_py.engine.layout import Layout, choose
 from caffejacinto_py.engine.memory.execute import Recompute
@@ -80,13 +80,22 @@ class Net(nn.Module):
         self.learnable = [
             Learnable(owned[p.users[0]], p.lr_mult, p.decay_mult, p.node, p.index, p.name) for p in graph.params
         ]
+        self.recompute: Recompute | None = None  # saves memory in passes that build a graph, see engine/memory
+        if self.device.type == "cuda" and share is None:
+            gpu.claim(self.device)
+        self._ready()
         self.to(self.device)
-        self.layout: Layout = share.layout if share else choose(graph, layout, self.device, dtype)
+        self.layout: Layout = share.layout if share else choose(graph, layout, self.device, dtype, types)
         self.layout.weights(self)
         self.train(graph.phase == "TRAIN")
         self._hook: Hook | None = None
-        self.recompute: Recompute | None = None  # saves memory in passes that build a graph, see engine/memory
         self._fast = self._road()
+
+    def _ready(self) -> None:
+        """Tell a GPU's libraries what kernels of this net may do; its backward follows its forward."""
+        if self.device.type == "cuda":
+            search = self.phase == "TRAIN" and self.recompute is None  # shapes stay; room for any workspace
+            gpu.allow(tf32=self.types is not None and self.types.tf32, search=search)
 
     def _road(self) -> list[tuple[Step, nn.Module, Any]]:
         places = [(s, s.module, s.affine) for s in self.plan.fast]
@@ -129,6 +138,7 @@ class Net(nn.Module):
     def forward(self, inputs: Mapping[str, Tensor]) -> Result:
         """One pass. inputs: a tensor for every source top (`sources`), on any device. Frees blobs as soon as they are
         dead."""
+        self._ready()
         slots: list[Tensor | None] = [None] * self.plan.slots
         for name, slot in self.plan.feeds:
             slots[slot] = self.feed(name, inputs)
@@ -182,6 +192,7 @@ class Net(nn.Module):
         are. A pass for the hook begins with the first layer and ends with the last. For debugging; `forward` is the
         fast road.
         """
+        self._ready()
         names = [s.node.name for s in self.plan.steps]
         sources = {s.node.name for s in self.sources}
         first, last = self._index(start, names, sources, 0), self._index(end, names, sources, len(names) - 1)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from caffejacinto_py.engine import gpu
 from caffejacinto_py.ir.graph import Graph, Node
 from caffejacinto_py.passes.precision import AS_BOTTOMS, OVERRIDES, WIDTHS, Row, Table, resolve
 
@@ -173,7 +174,10 @@ def fit(table: Table, device: torch.device) -> tuple[Table, list[str]]:
         low = [r.layer for r in rows.values() if r.runs == kind]
         lines.append(f"{kind}: {why}; {len(low)} layers run in {table.base} instead")
         rows |= {name: _raised(rows[name], table.base, why) for name in low}
-    return replace(table, rows=rows), lines
+    why = gpu.tf32_missing(device) if table.tf32 else None
+    if why is not None:
+        lines.append(f"TF32: {why}; products are computed in FLOAT")
+    return replace(table, rows=rows, tf32=table.tf32 and why is None), lines
 
 
 def _raised(row: Row, base: str, why: str) -> Row:

@@ -12,7 +12,7 @@ from caffejacinto_py.schema import pb
 
 FIELDS = ("forward_type", "backward_type", "forward_math", "backward_math")
 WIDTHS = {"DOUBLE": 8, "FLOAT": 4, "FLOAT16": 2, "BFLOAT16": 2}  # the types that layers compute in, and their bytes
-OVERRIDES = {"fp64": "DOUBLE", "fp32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
+OVERRIDES = {"fp64": "DOUBLE", "fp32": "FLOAT", "tf32": "FLOAT", "fp16": "FLOAT16", "bf16": "BFLOAT16"}
 AS_BOTTOMS = "as bottoms"
 
 
@@ -39,11 +39,12 @@ class Row:
 class Table:
     """The types of a net. base: what its weights, history and inputs are kept in, FLOAT or DOUBLE.
 
-    notes: one line for each setting that is read and changes nothing.
+    tf32: products may read FLOAT with fewer digits. notes: one line for each setting that is read and changes nothing.
     """
 
     rows: Mapping[str, Row]
     base: str = "FLOAT"
+    tf32: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -68,7 +69,7 @@ def resolve(graph: Graph, override: str | None = None) -> Table:
 
     A layer's type is its own, else the net's; its math its own, else its own type, else the net's default math where
     that is given, else the net's default type. Data layers have a FLOAT backward. override: "fp16" or "bf16" in place
-    of the net's defaults, what single layers say stays; "fp32" or "fp64" for the whole net, whatever it says.
+    of the net's defaults, what single layers say stays; "fp32", "tf32" or "fp64" for the whole net, whatever it says.
 
     Raises PrototxtError for types that numbers are only stored in (INT, UINT, BOOL); UsageError for an unknown
     override.
@@ -79,12 +80,12 @@ def resolve(graph: Graph, override: str | None = None) -> Table:
     net = _defaults(graph, override, errors)
     base = "DOUBLE" if net["forward_type"] == "DOUBLE" else "FLOAT"
     outputs = set(graph.outputs)
-    whole = override in ("fp32", "fp64")
+    whole = override in ("fp32", "tf32", "fp64")
     rows = {}
     for n in graph.nodes:
         rows[n.name] = _row(graph, n, net, base, errors, last=not outputs.isdisjoint(n.outputs), whole=whole)
     raise_all(errors)
-    return Table(rows, base, tuple(_notes(graph)))
+    return Table(rows, base, override == "tf32", tuple(_notes(graph)))
 
 
 def _defaults(graph: Graph, override: str | None, errors: list[CaffeError]) -> dict[str, str | None]:
@@ -208,7 +209,7 @@ def _asks(row: Row) -> set[str]:
 def describe(table: Table) -> list[str]:
     """The table in a few lines, layers with equal types together; none where every layer asks for FLOAT and gets it."""
     if table.plain:
-        return []
+        return ["precision: FLOAT, products in TF32"] if table.tf32 else []
     groups: dict[tuple[str, ...], list[str]] = {}
     for r in table.rows.values():
         asked = f"{r.forward_type}/{r.backward_type}"

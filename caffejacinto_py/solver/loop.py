@@ -124,7 +124,7 @@ class Solver(Resumable, Display):
         self.memory = memory.plan_solver(self)
         self.iter = self.current_step = 0
         self.losses = Losses(param.average_loss)
-        self.clock = Clock()
+        self.clock = Clock(self.device)
         self.metrics = Metrics(metrics, tensorboard=tensorboard)
         self.stopped = False
         self.callbacks: list[Callbacks] = []

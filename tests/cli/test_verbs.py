@@ -92,7 +92,7 @@ def test_time_compares_number_types(folder: Path, capsys: Capture, monkeypatch: 
     assert main([*args, "fp64"]) == 0
     assert "Average Forward-Backward" in capsys.readouterr().out
     assert main([*args, "fp32,fp8"]) == 2
-    assert "one of fp64, fp32, fp16, bf16" in capsys.readouterr().err
+    assert "one of fp64, fp32, tf32, fp16, bf16" in capsys.readouterr().err
 
 
 def test_time_works_without_data(folder: Path, capsys: Capture) -> None:

@@ -93,7 +93,7 @@ def test_overrides() -> None:
     assert table("", "forward_type: FLOAT16 backward_type: FLOAT16", override="fp64").types == ("DOUBLE",)
     with pytest.raises(UsageError, match="fp8") as caught:
         table(override="fp8")
-    assert "fp32, fp16" in str(caught.value.hint)
+    assert "fp32, tf32, fp16" in str(caught.value.hint)
 
 
 def test_switches_of_cudnn_are_noted_once() -> None:
