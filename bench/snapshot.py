@@ -1,9 +1,9 @@
 """What a snapshot takes while it is written: memory beyond the net and its history, and time.
 
-Weights and history of a net of models/ (random numbers; nothing is trained), written blob by blob, as a solver does, and
-for comparison from copies of everything. Each line is a process of its own; its memory is what the system counts as the
-process's own (RssAnon of /proc, looked at every 2 ms), at most during the snapshot, less what it was before. The files of
-both ways must be equal. Linux only.
+Weights and history of a net of models/ (random numbers; nothing is trained), written blob by blob, as a solver does,
+and for comparison from copies of everything. Each line is a process of its own; its memory is what the system counts as
+the process's own (RssAnon of /proc, looked at every 2 ms), at most during the snapshot, less what it was before. The
+files of both ways must be equal. Linux only.
 
     python bench/snapshot.py [--net caffenet] [--rule SGD] [--types float32,bfloat16,int8] [--format binaryproto,hdf5]
 """

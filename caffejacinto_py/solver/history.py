@@ -80,9 +80,10 @@ class Half:
         if noise is None:
             kept.copy_(values)
             return
-        bits = values.view(torch.int32) + noise
-        bits.masked_fill_(values.isnan(), 0x7FC00000)  # a NaN with all bits set would wrap round to 0
-        kept.view(torch.int16).copy_(bits.bitwise_right_shift_(16))
+        sizes = values.abs().view(torch.int32).clamp_max_(0x7FFF0000)  # a NaN with all bits set would wrap round to 0
+        sizes = sizes.add_(noise).bitwise_right_shift_(16)
+        signs = values.view(torch.int32).bitwise_right_shift(16).bitwise_and_(-0x8000)
+        kept.view(torch.int16).copy_(sizes.bitwise_or_(signs))
 
 
 class Codes:
@@ -115,7 +116,7 @@ class Codes:
         found.floor_()
         if self.signed:
             return found.copysign_(values).to(torch.int8).view(torch.uint8)
-        return torch.maximum(found, (sizes > 0).to(found.dtype), out=found).to(torch.uint8)
+        return torch.maximum(found, sizes.ceil(), out=found).to(torch.uint8)  # 0 only where the value is
 
     def decode(self, codes: Tensor) -> Tensor:
         return self.table.index_select(0, codes.int())
