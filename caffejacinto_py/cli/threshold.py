@@ -66,7 +66,7 @@ def command(model: Path, weights: Path, output: Path | None, as_json: bool, **gi
     JSON: {"model", "weights", "output": [paths], "per_channel", "fractions": {"low", "mid", "high"}, "layers":
     [{"name", "class" (low, mid, high, or null: left alone), "ni", "no", "max" (largest magnitude before), "threshold"
     ([smallest, largest] of its channels), "before", "after" (zeros), "count", "counted"}], "before", "after", "count"
-    (of the counted layers)}.
+    (of the counted layers, shared weights once)}.
     """
     from caffejacinto_py.cli import outputs
     from caffejacinto_py.cli.optimize import open_graph
@@ -210,11 +210,11 @@ def _write(files: list[Path], stored: ModelFile, net: Any) -> None:
 
 def _result(done: Sequence[Pruned | Weight], fractions: Fractions) -> dict[str, Any]:
     """What `--json` prints of the layers."""
-    from caffejacinto_py.compress.sparsity import Pruned
+    from caffejacinto_py.compress.sparsity import Pruned, distinct
 
     layers: list[dict[str, Any]] = []
-    for one in done:
-        w = one.weight if isinstance(one, Pruned) else one
+    weights = [one.weight if isinstance(one, Pruned) else one for one in done]
+    for one, w in zip(done, weights, strict=True):
         zeros = int((w.param == 0).sum())
         row: dict[str, Any] = {"name": w.name, "class": w.kind, "ni": w.sizes.ni, "no": w.sizes.no,
                                "max": float(w.param.abs().max()), "threshold": None, "before": zeros, "after": zeros,
@@ -224,7 +224,8 @@ def _result(done: Sequence[Pruned | Weight], fractions: Fractions) -> dict[str, 
             row.update(max=float(t.largest.max()), threshold=[float(t.value.min()), float(t.value.max())],
                        before=one.before, after=one.after)  # fmt: skip
         layers.append(row)
-    totals = {key: sum(r[key] for r in layers if r["counted"]) for key in ("before", "after", "count")}
+    once = {w.name for w in distinct(w for w in weights if w.counted)}
+    totals = {key: sum(r[key] for r in layers if r["name"] in once) for key in ("before", "after", "count")}
     return {"fractions": fractions._asdict(), "layers": layers, **totals}
 
 

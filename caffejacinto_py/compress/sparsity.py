@@ -134,6 +134,11 @@ def count(found: Sequence[Weight], tensors: Sequence[Tensor] | None = None) -> l
     return [Row(w.name, v.numel() - n, v.numel(), w.label) for w, v, n in zip(found, values, alive, strict=True)]
 
 
+def distinct(found: Iterable[Weight]) -> list[Weight]:
+    """Each weight once: the first of the layers that share it. Caffe's own table counts it for each of them."""
+    return list({id(w.param): w for w in reversed(list(found))}.values())[::-1]
+
+
 def total(rows: Iterable[Row]) -> Row:
     """All rows in one, called "total"."""
     rows = list(rows)
@@ -173,10 +178,11 @@ def prune(
 
 def aim(found: Sequence[Weight], target: float, limits: Limits, *, per_channel: bool = True) -> Fractions:
     """The smallest fractions (low: half of mid and high) with which the zeros of all counted weights reach `target`.
+    Shared weights count once.
 
     Raises CaffeError where they cannot with MOST, saying how far they get.
     """
-    counted = [w for w in found if w.counted]
+    counted = distinct(w for w in found if w.counted)
     whole = sum(w.param.numel() for w in counted)
 
     def share(fraction: float) -> float:

@@ -138,10 +138,17 @@ def test_shared_weights(capsys: Capture) -> None:
       convolution_param { num_output: 32 kernel_size: 3 } }"""
     Path("net.prototxt").write_text(text)
     write_model("w.caffemodel", Net(prepare(parse(text, "NetParameter"), phase="TEST"), seed=1).model())
-    run(capsys, "--target", "0.5", "--output", "out.caffemodel")
+    found = run(capsys, "--target", "0.5", "--output", "out.caffemodel")
     a, b = (np.asarray(read_model("out.caffemodel").layer(name).blobs[0]) for name in ("conv2", "conv3"))
     np.testing.assert_array_equal(a, b)
     assert 0.4 < (a == 0).mean() < 0.7
+    sizes = {row["name"]: row["count"] for row in found["layers"]}
+    assert sizes["conv3"] == sizes["conv2"] == a.size
+    assert found["count"] == sum(sizes.values()) - a.size  # the shared weight is there once
+    assert found["after"] == sum(
+        int((np.asarray(read_model("out.caffemodel").layer(n).blobs[0]) == 0).sum()) for n in sizes if n != "conv3"
+    )
+    assert found["after"] / found["count"] == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

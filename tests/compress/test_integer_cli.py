@@ -25,24 +25,12 @@ from caffejacinto_py.passes.quantize import Settings
 from caffejacinto_py.schema import text
 from caffejacinto_py.schema.upgrade import load_net
 from caffejacinto_py.schema.weights import read_model, write_model
+from tests.cli.conftest import NET
 from tests.compress.integer_nets import blobs_of, program_of, quantized, simulation
 from tests.conftest import shared
 
 Capture = pytest.CaptureFixture[str]
 POW2 = Settings(bits_weights=8, offset_weights=False, power2_weights=True, power2_activations=True)
-NET = """
-name: "tiny"
-layer { name: "data" type: "DummyData" top: "data" top: "label"
-  dummy_data_param { shape { dim: 4 dim: 3 dim: 8 dim: 8 } shape { dim: 4 }
-    data_filler { type: "gaussian" } data_filler { type: "constant" value: 2 } } }
-layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
-  convolution_param { num_output: 5 kernel_size: 3 weight_filler { type: "xavier" } } }
-layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
-layer { name: "ip" type: "InnerProduct" bottom: "conv" top: "ip"
-  inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
-layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "accuracy" }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
-"""
 
 
 @pytest.fixture
