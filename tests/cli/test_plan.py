@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from caffejacinto_py.cli import main
+from caffejacinto_py.passes.memory import HISTORY_TYPES
 
 Capture = pytest.CaptureFixture[str]
 
@@ -219,3 +220,18 @@ def test_unknown_history_type(folder: Path, capsys: Capture) -> None:
         err = capsys.readouterr().err
         assert "s.prototxt:2:" in err
         assert "one of float32, bfloat16, int8" in err
+
+
+def test_train_takes_a_history_type(folder: Path, capsys: Capture) -> None:
+    """The option replaces the solver's field; other words are a usage error that names the choices."""
+    text = 'net: "net.prototxt" type: "Adam" base_lr: 0.1 lr_policy: "fixed" history_type: "int8" max_iter: 1\n'
+    (folder / "s.prototxt").write_text(text + "snapshot_after_train: false solver_mode: CPU")
+    assert main(["train", "--solver=s.prototxt", "--history-type=bfloat16", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["solver"]["history_type"] == "bfloat16"
+    assert main(["train", "--solver=s.prototxt", "--history-type=bfloat16", "--metrics=none"]) == 0
+    assert "History of Adam in bfloat16" in capsys.readouterr().err
+    assert main(["train", "--solver=s.prototxt", "--history-type=int4"]) == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in HISTORY_TYPES)
+    assert main(["train", "--solver=s.prototxt", "--precision=fp64"]) == 3
+    assert "s.prototxt:1:" in capsys.readouterr().err
