@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from caffejacinto_py.solver import history as kept
 from caffejacinto_py.solver.adaptive import AdaDelta, AdaGrad, Adam, RMSProp
 from caffejacinto_py.solver.history import Blocks, Codes, Half, Noise
 from caffejacinto_py.solver.rules import SGD, Larc, Nesterov, Rates, Regularisation
+from tests.gpu.fake import CUDA, fake_cuda
 from tests.solver.helpers import assert_equal, make_files, make_solver, params
 
 CPU = torch.device("cpu")
@@ -263,6 +265,35 @@ def test_bytes(kind: str) -> None:
     assert history_bytes(4096, kind="int8") == 4096 + 4 * 16
     assert history_bytes(4095, kind="int8") == 4 * 4095
     assert history_bytes(5000, kind="int8") == 5120 + 4 * 20
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("name", RULES)
+def test_on_another_device(name: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is not there: the same numbers, and the host never waits."""
+    monkeypatch.setattr(kept, "PIECE", 2048)
+    momentum = 0.9 if name not in ("AdaGrad", "RMSProp") else 0.0
+    ours = learnables()
+    here = RULES[name](ours, history=kind)
+    for t in range(3):
+        differ(ours, t)
+        here.step(Rates(0.1, momentum, 0.01, t))
+    weights, history = [b.param.detach().numpy() for b in ours], here.export()
+    with fake_cuda() as seen:
+        theirs = [dataclasses.replace(b, param=torch.nn.Parameter(b.param.detach().to(CUDA))) for b in learnables()]
+        there = RULES[name](theirs, history=kind)
+        for t in range(3):
+            differ(theirs, t)
+            for b in theirs:
+                if b.lr_mult and b.param.grad is not None:
+                    b.param.grad = b.param.grad.to(CUDA)
+            seen.forget()
+            there.step(Rates(0.1, momentum, 0.01, t))
+            assert seen.waits == []
+        for w, b in zip(weights, theirs):
+            np.testing.assert_allclose(b.param.detach().cpu().numpy(), w, rtol=1e-3, atol=1e-4)
+        for x, y in zip(history, there.export()):
+            np.testing.assert_allclose(x, y, rtol=0.02, atol=1e-6)
 
 
 # --- solvers ---------------------------------------------------------------------------------------------------------
