@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from caffejacinto_py.errors import LayerError
@@ -284,11 +285,15 @@ class Layer:
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
         """What a training pass keeps for backward, for numbers of `item` bytes: from shapes, for plans and summaries.
 
-        Default: the tops where the layer `saves_output`, nothing for views, else every bottom that gets a gradient.
+        Default: the tops where the layer `saves_output`, nothing for views, else every bottom that gets a gradient; a
+        factor as large as the top while it runs backward, but for products.
         """
         if self.saves_output:
             return Saved(outputs=tuple(range(len(outs))))
-        return Saved() if self.is_view else Saved(tuple(i for i in range(len(ins)) if self.differentiable(i)))
+        scratch = 0 if self.quantizes == "product" else item * max((prod(s) for s in outs), default=0)
+        if self.is_view:
+            return Saved(scratch=scratch if len(outs) > 1 else 0)
+        return Saved(tuple(i for i in range(len(ins)) if self.differentiable(i)), scratch=scratch)
 
     def unfolded(self, ins: Sequence[Shape]) -> int:
         """How many numbers the matrix has that a convolution without a kernel for its number type lays a bottom out

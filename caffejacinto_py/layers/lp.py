@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from caffejacinto_py.layers.base import Blob, Layer, Saved, Shape
@@ -229,7 +230,7 @@ class LPAct(_LowPrecision):
         return None, p.bd + p.ad
 
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
-        return Saved()  # the gradient passes through
+        return Saved(passing=4 * item * prod(ins[0]))  # the gradient passes through; noise and parts of the rounding
 
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.lp import LPAct as Module

@@ -35,6 +35,10 @@ class MVN(Layer):
             raise self.fail(f"eps must not be negative, not {self.param.eps:g}", "mvn_param", "eps")
         return [ins[0]]
 
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        size = item * math.prod(ins[0])
+        return Saved(outputs=(0,), scratch=2 * size, passing=size)
+
     def module(self, ins: Sequence[Shape], blobs: Sequence[torch.nn.Parameter]) -> nn.Module:
         from caffejacinto_py.layers.modules.normalize import MVN as Module
 
@@ -63,7 +67,8 @@ class Normalize(Layer):
         return [ins[0]]
 
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
-        return Saved((0,), extra=item * math.prod(ins[0]))  # the unit vectors, for the scale
+        size = item * math.prod(ins[0])  # the unit vectors, for the scale
+        return Saved((0,), extra=size, scratch=2 * size, passing=size)
 
     def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
         self.shapes(ins)

@@ -133,9 +133,11 @@ class Pooling(Layer):
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
         if self.param.pool == STOCHASTIC:  # the windows, and which value was drawn
             _, kernel, *_ = self._windows(ins)
-            return Saved(extra=prod(outs[0]) * (prod(kernel) * item + 8))
+            windows = prod(outs[0]) * prod(kernel) * item
+            return Saved(extra=windows + 8 * prod(outs[0]), scratch=2 * windows, passing=4 * windows)
         places = 8 * prod(outs[0]) if self.param.pool == MAX else 0  # int64
-        return Saved((0,), extra=places)
+        # in channels_last torch makes a second gradient of the bottom, and copies the places
+        return Saved((0,), extra=places, scratch=item * prod(ins[0]) + places)
 
     def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         if self.param.pool == STOCHASTIC:

@@ -98,6 +98,7 @@ class _Walk:
         types = numbers.types
         self.types = types if types is not None and types.mixed else None
         self.keeps = graph.phase == "TRAIN" or graph.force_backward
+        self.bent = _bent(graph)
         self.kind: dict[Value, str] = {}
         self.found = Storages()
 
@@ -188,6 +189,8 @@ class _Walk:
         # gradients of copies, before they become those of what was copied
         scratch = saved.scratch + working + matrix + weights + sum(copies.values())
         scratch += sum(own.values()) if self.types is not None else 0
+        if not (node.layer.may_inplace or node.layer.is_view):
+            scratch += sum(self.bytes(v, runs) for v in node.outputs if v in self.bent)
         return Kept(frozenset(values), saved.extra + copied + weights, scratch, passing)
 
     def rounding(self, node: Node, weights: int) -> int:
@@ -199,6 +202,17 @@ class _Walk:
         if scheme.settings.stochastic:
             return int(_ROUNDING_STEPWISE * max([weights, *tops]))
         return int(max([weights * (_ROUNDING_STEPWISE if scheme.settings.per_channel else _ROUNDING), *tops]))
+
+
+def _bent(graph: Graph) -> set[Value]:
+    """Values whose gradient may come as a part or another view of a tensor: a layer with a kernel of its own copies it
+    into the memory format of its blobs first."""
+    found: set[Value] = set()
+    for node in reversed(graph.nodes):
+        views = node.layer.is_view or node.layer.narrows == "moves"
+        if views or (node.layer.may_inplace and not found.isdisjoint(node.outputs)):
+            found.update(node.inputs)
+    return found
 
 
 def unfused(graph: Graph) -> Graph:

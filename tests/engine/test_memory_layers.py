@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from caffejacinto_py.engine.memory import strategies
+from caffejacinto_py.engine.memory.budget import make_plan, numbers_of
 from caffejacinto_py.engine.memory.execute import Recompute
-from caffejacinto_py.engine.memory.measure import watch_saved
+from caffejacinto_py.engine.memory.measure import peak_bytes, watch_saved
 from caffejacinto_py.engine.memory.stages import chain_of
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.passes import prepare
@@ -104,3 +105,26 @@ def test_a_layer_keeps_what_it_says_and_may_run_again(name: str) -> None:
         found.append([*gradients, *net.parameters(), *net.buffers(), torch.get_rng_state()])
     assert len(found[0]) == len(found[1])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_layer_needs_while_it_runs_is_in_the_plan(name: str) -> None:
+    """The peak of a pass, with nothing run again and with as much as possible; 32 KiB: scalars and vectors of a layer,
+    of which each is too small to count."""
+    layers = "".join(f'layer {{ name: "l{i}" {text} }}\n' for i, text in enumerate(CASES[name]))
+    text = f"{HEAD}\n{layers}{TAIL}".replace("dim: 12 dim: 12", "dim: 48 dim: 48")
+    graph = prepare(parse(text, "NetParameter").message, phase="TRAIN")
+    batch = {"data": torch.randn(4, 8, 48, 48), "label": torch.arange(4.0)}
+    net = Net(graph, seed=0)
+
+    def run() -> None:
+        net(batch).loss.backward()
+        for blob in net.parameters():
+            blob.grad = None
+
+    plan = make_plan(graph, numbers=numbers_of(net))
+    again = strategies.find(plan.chain, 0, strategies.parse("revolve"))
+    for cost, recompute in ((plan.cost, None), (again.cost, Recompute(net, plan.chain, again.schedule))):
+        net.recompute = recompute
+        run()
+        assert peak_bytes(run) <= cost.peak + plan.memory.gradients + (1 << 15)
