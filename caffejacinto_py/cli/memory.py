@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from caffejacinto_py.engine.memory import strategies
-from caffejacinto_py.engine.memory.budget import make_plan, on_device, parse_bytes
+from caffejacinto_py.engine.memory.budget import Beside, make_plan, on_device, parse_bytes
 from caffejacinto_py.errors import UsageError
 from caffejacinto_py.passes.precision import resolve
 from caffejacinto_py.passes.storages import Numbers, asked
-from caffejacinto_py.solver.memory import limits, line
+from caffejacinto_py.solver.memory import limits, line, of_teachers
 
 if TYPE_CHECKING:
     from caffejacinto_py.ir.graph import Graph
@@ -34,15 +35,24 @@ def set_limits(param: Any, given: Mapping[str, Any]) -> None:
         param.memory.budget = budget
 
 
-def planned(graph: Graph, param: Any, given: Mapping[str, Any]) -> list[str]:
+def planned(
+    graph: Graph, param: Any, given: Mapping[str, Any], teachers: Callable[[], Mapping[str, Graph]]
+) -> list[str]:
     """What `train --dry-run` prints of a solver's budget for its training net. given: --precision and --gpu, which
-    decide what it runs in here. Raises BudgetError."""
+    decide what it runs in here. teachers: what they run. Raises BudgetError."""
     found = limits(param)
     if found is None:
         return []
     numbers = numbers_here(graph, given["precision"], gpu=_on_gpu(param, given["gpu"]))
-    kept = {"solver": param.type, "history": param.history_type, "numbers": numbers}
+    kept = {"solver": param.type, "history": param.history_type, "beside": beside(param, teachers())}
+    kept["numbers"] = replace(numbers, adds=param.iter_size > 1)
     return [line(make_plan(graph, budget=found.budget, strategy=found.strategy, **kept))]
+
+
+def beside(param: Any, teachers: Mapping[str, Graph]) -> Beside:
+    """Bytes of a solver's teachers, in the types that they or their nets ask for. teachers: what they run, by name."""
+    wanted = {t.name: t.precision or None for t in param.teacher}
+    return of_teachers([(graph, asked(graph, wanted[name])) for name, graph in teachers.items()])
 
 
 def numbers_here(graph: Graph, precision: str | None = None, *, gpu: bool = False) -> Numbers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,17 +55,17 @@ def command(
     predicted peak and time. `train --memory-budget` runs that schedule. Exit code 1 where no schedule fits: the message
     names the least budget, the largest batch and the layer that needs most. See docs/memory.md.
 
-    JSON: {"name", "batch", "strategy", "budget", "fixed" (weights, gradients, history), "plain" and "planned":
-    {"peak", "kept", "seconds", "forwards"}, "ratio" (of time), "schedule", "stages": [{"name", "first", "last" (steps),
-    "fixed" (never run again), "live", "tape", "forward", "backward"}], "choices": [{"budget", "peak", "ratio"}]};
-    bytes and seconds, estimated ones unless --profile. With --table: {"rows": [{"name", "params", "state",
-    "activations": {"b1@224": bytes, ...}}]}.
+    JSON: {"name", "batch", "strategy", "budget", "fixed" (weights, gradients, history), "teachers": {"weights" (in
+    "fixed"), "passing" (while they run)}, "plain" and "planned": {"peak", "kept", "seconds", "forwards"}, "ratio" (of
+    time), "schedule", "stages": [{"name", "first", "last" (steps), "fixed" (never run again), "live", "tape",
+    "forward", "backward"}], "choices": [{"budget", "peak", "ratio"}]}; bytes and seconds, estimated ones unless
+    --profile. With --table: {"rows": [{"name", "params", "state", "activations": {"b1@224": bytes, ...}}]}.
     """
     if table:
         return _table(model, given, as_json)
     if (model is None) == (solver is None):
         raise UsageError("which net? give MODEL or --solver, not both", hint="caffejacinto plan train_val.prototxt")
-    from caffejacinto_py.cli.memory import numbers_here
+    from caffejacinto_py.cli.memory import beside, numbers_here
     from caffejacinto_py.engine.memory import strategies
     from caffejacinto_py.engine.memory.budget import make_plan, parse_bytes
     from caffejacinto_py.passes.memory import with_batch
@@ -74,7 +75,7 @@ def command(
     if strategy is not None:
         strategies.parse(strategy)
     budget = None if memory_budget is None else parse_bytes(memory_budget)
-    graph, param = _graph(model, solver, given)
+    graph, param, teachers = _graph(model, solver, given)
     said = limits(param)
     budget = said.budget if budget is None and said is not None else budget
     strategy = strategy or param.memory.strategy or strategies.NAMES[0]
@@ -85,7 +86,8 @@ def command(
     if profile:
         numbers = numbers_here(graph, given["precision"])
         refine = _profiler(graph, numbers, given["threads"])
-    made = make_plan(graph, budget=budget, strategy=chosen, numbers=numbers, refine=refine, **kept)
+    kept |= {"numbers": replace(numbers, adds=param.iter_size > 1), "beside": beside(param, teachers)}
+    made = make_plan(graph, budget=budget, strategy=chosen, refine=refine, **kept)
     found = describe(made, graph, strategy)
     if as_json:
         options.print_json(found)
@@ -94,25 +96,28 @@ def command(
     return 0
 
 
-def _graph(model: Path | None, solver: Path | None, given: dict[str, Any]) -> tuple[Graph, Any]:
-    """The TRAIN graph and the solver's message; of MODEL the default's."""
+def _graph(model: Path | None, solver: Path | None, given: dict[str, Any]) -> tuple[Graph, Any, dict[str, Graph]]:
+    """The TRAIN graph, the solver's message (of MODEL the default's), and what its teachers run."""
     from caffejacinto_py.checking import fit
     from caffejacinto_py.schema import pb
     from caffejacinto_py.schema.dialect import resolve_dialect
     from caffejacinto_py.schema.upgrade import load_net, load_solver
     from caffejacinto_py.solver import settings
     from caffejacinto_py.solver.nets import NetFiles, train_source
+    from caffejacinto_py.solver.teacher import Teachers
 
     state: dict[str, Any] = {"phase": "TRAIN", "level": given["level"], "stages": given["stage"]}
     if model is not None:
-        return fit(load_net(model), data_shape=given["data_shape"], **state)[0], pb.SolverParameter()
+        return fit(load_net(model), data_shape=given["data_shape"], **state)[0], pb.SolverParameter(), {}
     doc = load_solver(str(solver))
     where = lambda *path: doc.locs.find(path)  # noqa: E731
-    source = train_source(doc.message, where, NetFiles(where), level=given["level"] or None, stages=given["stage"])
+    files = NetFiles(where)
+    source = train_source(doc.message, where, files, level=given["level"] or None, stages=given["stage"])
     dialect = resolve_dialect(source.doc.message, doc.message)
     settings.check(doc.message, where, dialect)
     state |= {"level": source.level, "stages": source.stages, "dialect": dialect}
-    return fit(source.doc, data_shape=given["data_shape"], **state)[0], doc.message
+    graph = fit(source.doc, data_shape=given["data_shape"], **state)[0]
+    return graph, doc.message, Teachers(doc.message, where, files).graphs(source, graph, dialect)
 
 
 def _profiler(graph: Graph, numbers: Numbers, threads: int | None) -> Any:
@@ -159,6 +164,7 @@ def describe(made: MemoryPlan, graph: Graph, strategy: str) -> dict[str, Any]:
         "strategy": strategy,
         "budget": made.budget,
         "fixed": made.fixed,
+        "teachers": made.beside._asdict(),
         "plain": asdict(made.plain),
         "planned": asdict(made.cost),
         "ratio": made.ratio,
@@ -194,6 +200,7 @@ def render(found: dict[str, Any]) -> str:
         f"{found['name'] or 'net'}, batch {found['batch']}",
         options.table(rows, "rlrrrrl"),
         f"weights, gradients, history  {options.size(found['fixed'])}",
+        *_teachers(found),
         f"activations, unplanned       {options.size(plain['peak'])} at most, {options.size(plain['kept'])} kept",
         f"all, unplanned               {options.size(found['fixed'] + plain['peak'])}",
     ]
@@ -218,6 +225,12 @@ def render(found: dict[str, Any]) -> str:
         ]
         lines += ["", options.table([("budget", "activations", "", "time"), *cells], "rrrr")]
     return "\n".join(lines)
+
+
+def _teachers(found: dict[str, Any]) -> list[str]:
+    sizes = {k: options.size(n) for k, n in found["teachers"].items()}
+    text = f"of it teachers               {sizes['weights']}, and {sizes['passing']} before the pass, while they run"
+    return [text] if found["teachers"]["weights"] else []
 
 
 def _table(model: Path | None, given: dict[str, Any], as_json: bool) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,7 +229,8 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
         table = resolve(graph, given["precision"])
         lines = [] if table.plain else precise(table)
         quantized = quantized_lines(graph)
-        bytes_ = memory.planned(graph, param, given) if phase == "TRAIN" else []
+        taught = partial(teachers.graphs, source, graph, dialect)
+        bytes_ = memory.planned(graph, param, given, taught) if phase == "TRAIN" else []
         more = {"data_shape": shape, "precision": lines, "quantization": quantized, "memory": bytes_}
         found.append({**describe(graph), **more})
         sparse = sparse_lines(param, graph, where) if phase == "TRAIN" else sparse

@@ -28,7 +28,8 @@ class Numbers:
     base: FLOAT or DOUBLE, the type of weights, gradients and what is fed. types: what layers run in; None: all in
     `base`. scheme: simulated quantization; then all layers run in `base`. fused: False for a net with a hook, where no
     layer runs inside another. unfolds: types that this device has no kernels for, see `Layer.unfolded`; a CPU has none
-    for DOUBLE. pieces: on a CPU some layers work in pieces, with smaller buffers.
+    for DOUBLE. pieces: on a CPU some layers work in pieces, with smaller buffers. adds: gradients
+    are added to those of a pass before (iter_size).
     """
 
     base: str = "FLOAT"
@@ -37,6 +38,7 @@ class Numbers:
     fused: bool = True
     unfolds: frozenset[str] = frozenset({"DOUBLE"})
     pieces: bool = False
+    adds: bool = False
 
     @property
     def item(self) -> int:
@@ -99,6 +101,7 @@ class _Walk:
         self.types = types if types is not None and types.mixed else None
         self.keeps = graph.phase == "TRAIN" or graph.force_backward
         self.bent = _bent(graph)
+        self.shared = {name for p in graph.params if len(p.users) > 1 for name, _ in p.users}
         self.kind: dict[Value, str] = {}
         self.found = Storages()
 
@@ -189,6 +192,8 @@ class _Walk:
         # gradients of copies, before they become those of what was copied
         scratch = saved.scratch + working + matrix + weights + sum(copies.values())
         scratch += sum(own.values()) if self.types is not None else 0
+        if self.numbers.adds or node.name in self.shared:
+            scratch += self.numbers.item * sum(prod(b.shape) for b in node.layer.blobs(shapes))
         if not (node.layer.may_inplace or node.layer.is_view):
             scratch += sum(self.bytes(v, runs) for v in node.outputs if v in self.bent)
         return Kept(frozenset(values), saved.extra + copied + weights, scratch, passing)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caffejacinto_py.engine.memory import strategies
-from caffejacinto_py.engine.memory.budget import MemoryPlan, attach, in_units, numbers_of, parse_bytes
+from caffejacinto_py.engine.memory.budget import Beside, MemoryPlan, attach, in_units, numbers_of, parse_bytes
 from caffejacinto_py.errors import PrototxtError, UsageError
+from caffejacinto_py.ir.graph import Graph
 from caffejacinto_py.passes.memory import HISTORY_TYPES, account
+from caffejacinto_py.passes.storages import Numbers
 from caffejacinto_py.solver.lr import Where, nowhere
 
 if TYPE_CHECKING:
@@ -51,7 +55,10 @@ def plan_solver(solver: Solver) -> MemoryPlan | None:
     found = limits(param, solver.where)
     if found is None:
         return None
-    made = attach(net, found.budget, strategy=found.strategy, solver=param.type, history=param.history_type)
+    lesson = solver.feed.derive
+    parts = [(p.net.graph, numbers_of(p.net)) for p in getattr(lesson, "parts", {}).values()]
+    kept: dict[str, Any] = {"solver": param.type, "history": param.history_type, "adds": param.iter_size > 1}
+    made = attach(net, found.budget, strategy=found.strategy, beside=of_teachers(parts), **kept)
     log.info("%s", line(made))
     for i, test in enumerate(solver.test_nets):
         need = made.fixed - made.memory.gradients + account(test.graph, numbers=numbers_of(test)).live
@@ -72,9 +79,18 @@ def _check_history(param: Any, net: Net, where: Where) -> None:
     log.info("History of %s in %s", param.type, param.history_type)
 
 
+def of_teachers(parts: Sequence[tuple[Graph, Numbers]]) -> Beside:
+    """Bytes of teachers: all weights; one runs after the other, and what they make stays."""
+    found = [account(graph, numbers=numbers) for graph, numbers in parts]
+    tops = sum(prod(graph.shapes[v]) * numbers.item for graph, numbers in parts for v in graph.outputs)
+    return Beside(sum(m.params for m in found), tops + max((m.live for m in found), default=0))
+
+
 def line(made: MemoryPlan) -> str:
     """A plan in one line."""
     names = ("planned", "weights, gradients, history", "activations", "unplanned")
-    sizes = (made.peak, made.fixed, made.cost.peak, made.plain.peak)
+    sizes = (made.peak, made.fixed - made.beside.weights, made.cost.peak, made.plain.peak)
     peak, fixed, acts, plain = (f"{name} {in_units(n)}" for name, n in zip(names, sizes, strict=True))
+    if made.beside.weights:
+        fixed += f", teachers {in_units(made.beside.weights)} ({in_units(made.beside.passing)} more while they run)"
     return f"Memory: {peak}: {fixed}, {acts} ({plain}); {made.ratio:.3f} of the time of a pass"

@@ -23,7 +23,7 @@ from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
 from caffejacinto_py.solver.feed import Feed
 from caffejacinto_py.solver.lr import Where
 from caffejacinto_py.solver.nets import NetFiles, NetSource
-from caffejacinto_py.solver.teacher_net import Part, Spec
+from caffejacinto_py.solver.teacher_net import Part, Spec, shaped
 
 log = logging.getLogger(__name__)
 Wanted = dict[str, dict[str, Loc | None]]  # teacher -> its blobs -> who asks
@@ -133,6 +133,14 @@ class Teachers:
         except CaffeError:
             return  # whoever checks the net itself says so
         self._resolve(graph)
+
+    def graphs(self, source: NetSource, graph: Graph, dialect: Dialect) -> dict[str, Graph]:
+        """What the teachers of a net run, by their names: with shapes, without data and weights. graph: of the net."""
+        if not reads_teacher(source.doc.message):
+            return {}
+        _, wanted = self._resolve(_graph(source, graph.phase, dialect))
+        given = {v.name: graph.shapes[v] for n in _readable(graph.nodes) for v in n.outputs}
+        return {name: shaped(self.specs[name], list(blobs), given)[0] for name, blobs in wanted.items()}
 
     def _resolve(self, graph: Graph) -> tuple[dict[str, tuple[str, str]], Wanted]:
         """(top -> teacher and blob, teacher -> its blobs)."""

@@ -88,16 +88,9 @@ class Part:
         python_layers: bool = False,
         share: Part | None = None,
     ) -> None:
-        graph = spec.graph()
-        wanted = {blob: _latest(graph)[blob] for blob in blobs}
-        graph = _cut(graph, list(wanted.values()))
-        self.feeds = _feeds(spec, graph, given)
-        graph, self._outputs = _show(graph, wanted)
-        fed = {to: given[source] for to, source in self.feeds.items()}
-        seen = ", ".join(f"'{to}' {shape}" for to, shape in fed.items())
-        context = Context(phase="TEST", dialect=spec.dialect, python_layers=python_layers)
+        graph, self.feeds, self._outputs = shaped(spec, blobs, given, python_layers=python_layers)
+        seen = _seen(self.feeds, given)
         try:
-            graph = finish(quantize_check.check(shapes.infer(graph, context, given=fed)))
             self.net: Net = _make(spec, graph, device, share.net if share else None)
             _load(spec, self.net)
         except CaffeError as e:
@@ -115,6 +108,30 @@ class Part:
         with torch.no_grad():
             result = self.net({to: batch[source] for to, source in self.feeds.items()})
         return {blob: result.outputs[name] for blob, name in self._outputs.items()}
+
+
+def shaped(
+    spec: Spec, blobs: Sequence[str], given: Mapping[str, Shape], *, python_layers: bool = False
+) -> tuple[Graph, dict[str, str], dict[str, str]]:
+    """What a teacher runs for these blobs, with shapes, without weights; what it is fed with (input -> data blob of the
+    student); and which of its outputs the blobs are. given: see `Part`."""
+    graph = spec.graph()
+    wanted = {blob: _latest(graph)[blob] for blob in blobs}
+    graph = _cut(graph, list(wanted.values()))
+    feeds = _feeds(spec, graph, given)
+    graph, outputs = _show(graph, wanted)
+    context = Context(phase="TEST", dialect=spec.dialect, python_layers=python_layers)
+    try:
+        fed = {to: given[source] for to, source in feeds.items()}
+        graph = finish(quantize_check.check(shapes.infer(graph, context, given=fed)))
+    except CaffeError as e:
+        e.hint = e.hint or f"teacher '{spec.name}' is fed with {_seen(feeds, given)}"
+        raise
+    return graph, feeds, outputs
+
+
+def _seen(feeds: Mapping[str, str], given: Mapping[str, Shape]) -> str:
+    return ", ".join(f"'{to}' {given[source]}" for to, source in feeds.items())
 
 
 def _latest(graph: Graph) -> dict[str, Value]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caffejacinto_py.engine import precision
 from caffejacinto_py.engine.memory import strategies
@@ -41,6 +41,17 @@ class BudgetError(CaffeError):
         self.least, self.batch, self.stage = least, batch, stage
 
 
+class Beside(NamedTuple):
+    """Bytes of nets that are there beside the one that is trained (teachers). weights: all the time; passing: more, at
+    most, while they run, before the pass of the other begins."""
+
+    weights: int = 0
+    passing: int = 0
+
+
+ALONE = Beside()
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """A schedule of a net with what it costs. budget: bytes, None: no limit. memory: of the unplanned net; cost and
@@ -53,16 +64,17 @@ class MemoryPlan:
     memory: Memory
     batch: int
     budget: int | None
+    beside: Beside = ALONE
 
     @property
     def fixed(self) -> int:
-        """Bytes that do not depend on the schedule: weights, gradients, history."""
-        return self.memory.params + self.memory.gradients + self.memory.history
+        """Bytes that do not depend on the schedule: weights (teachers' too), gradients, history."""
+        return self.memory.params + self.memory.gradients + self.memory.history + self.beside.weights
 
     @property
     def peak(self) -> int:
         """Bytes at the fullest moment of training."""
-        return self.fixed + self.cost.peak
+        return self.fixed + max(self.cost.peak, self.beside.passing)
 
     @property
     def ratio(self) -> float:
@@ -95,6 +107,7 @@ def make_plan(
     solver: str = "SGD",
     history: str = "float32",
     numbers: Numbers = PLAIN,
+    beside: Beside = ALONE,
     refine: Callable[[Chain], Chain] | None = None,
 ) -> MemoryPlan:
     """The plan of a TRAIN graph. budget: bytes for weights, gradients, history and activations; None: unlimited.
@@ -105,13 +118,13 @@ def make_plan(
     chain = chain_of(graph, numbers=numbers)
     chain = refine(chain) if refine else chain
     plain = simulate(chain, keep_all(chain))
-    made = MemoryPlan(chain, keep_all(chain), plain, plain, memory, batch_of(graph), budget)
+    made = MemoryPlan(chain, keep_all(chain), plain, plain, memory, batch_of(graph), budget, beside)
     if budget is None and strategy.name in ("rotor", "none"):
         return made
     left = plain.peak if budget is None else budget - made.fixed
     found = strategies.find(chain, left, strategy)
-    made = MemoryPlan(chain, found.schedule, found.cost, plain, memory, made.batch, budget)
-    if budget is not None and not found.fits:
+    made = replace(made, schedule=found.schedule, cost=found.cost)
+    if budget is not None and made.peak > budget:
         raise _too_small(graph, made, strategy, numbers)
     return made
 
@@ -123,13 +136,16 @@ def attach(
     strategy: Strategy = Strategy(),  # noqa: B008  # frozen
     solver: str = "SGD",
     history: str = "float32",
+    beside: Beside = ALONE,
+    adds: bool = False,
 ) -> MemoryPlan:
-    """Plan a net that is to be trained, and let it run as planned. solver, history: see `account`.
+    """Plan a net that is to be trained, and let it run as planned. solver, history: see `account`; adds: see `Numbers`.
 
     Raises BudgetError, UsageError.
     """
-    numbers = numbers_of(net)
-    made = make_plan(net.graph, budget=budget, strategy=strategy, solver=solver, history=history, numbers=numbers)
+    numbers = replace(numbers_of(net), adds=adds)
+    kept: dict[str, Any] = {"solver": solver, "history": history, "beside": beside}
+    made = make_plan(net.graph, budget=budget, strategy=strategy, numbers=numbers, **kept)
     net.recompute = Recompute(net, made.chain, made.schedule)
     return made
 
@@ -156,6 +172,8 @@ def _too_small(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: Numb
     text = f"a memory budget of {in_units(budget)} is too small: "
     if budget <= best.fixed:
         text += f"weights, gradients and history alone take {in_units(best.fixed)}"
+    elif best.beside.passing > best.cost.peak:
+        text += f"where teachers run it takes {in_units(best.peak)}"
     else:
         text += f"with '{strategy.name}' and batch {best.batch} the least is {in_units(best.peak)}"
         text += f" ({in_units(best.fixed)} of it weights, gradients and history); most is needed at layer '{stage}'"
@@ -173,7 +191,7 @@ def _largest_batch(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: 
     """The largest batch below the plan's that fits; activations grow with it in proportion."""
     assert best.budget is not None
     left = best.budget - best.fixed
-    guess = min(best.batch - 1, left * best.batch // max(1, best.cost.peak))
+    guess = min(best.batch - 1, left * best.batch // max(1, best.cost.peak, best.beside.passing))
     for batch in range(int(guess), max(0, int(guess) - 3), -1):
         try:
             smaller = with_batch(graph, batch)
