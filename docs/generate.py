@@ -36,6 +36,7 @@ shows the traceback of an error.
 | 2 | usage |
 | 3 | prototxt, weights or data invalid |
 | 4 | a comparison found differences |
+| 5 | another rank of the training ended or did not answer |
 | 130 | stopped by Ctrl-C |
 
 | verb | what it does |

@@ -14,19 +14,22 @@ from caffejacinto_py.errors import UsageError
 
 if TYPE_CHECKING:
     from caffejacinto_py.engine.ranks import Ranks
+    from caffejacinto_py.solver.nets import NetSource
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def options(command: F) -> F:
     """--ranks, --sync-bn and --rank-timeout."""
-    command = click.option("--rank-timeout", type=click.FloatRange(min=1), default=600.0, show_default=True,
-                           metavar="SECONDS", help="End when another rank does not answer for so long.")(command)  # fmt: skip
-    command = click.option(
-        "--sync-bn", is_flag=True, help="BatchNorm takes its statistics over all ranks, not per rank as Caffe."
-    )(command)
-    return click.option("--ranks", type=click.IntRange(min=1), metavar="N",
-                        help="Train in N processes on this machine; with --gpu=0,1: one a GPU.  [default: 1]")(command)  # fmt: skip
+    texts = {
+        "ranks": "Train in N processes on this machine; with --gpu=0,1: one a GPU.  [default: 1]",
+        "sync": "BatchNorm takes its statistics over all ranks, not per rank as Caffe.",
+        "timeout": "End when another rank does not answer for so long.",
+    }
+    seconds: dict[str, Any] = {"type": click.FloatRange(min=1), "default": 600.0, "show_default": True}
+    command = click.option("--rank-timeout", metavar="SECONDS", help=texts["timeout"], **seconds)(command)
+    command = click.option("--sync-bn", is_flag=True, help=texts["sync"])(command)
+    return click.option("--ranks", type=click.IntRange(min=1), metavar="N", help=texts["ranks"])(command)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,21 @@ class Place:
 
         ranks.follow_launcher()
         return ranks.join(self.rank, self.world, device=self.device, timeout=timeout)
+
+
+def asked(given: dict[str, Any]) -> int:
+    """How many ranks the command line asks for, whatever there is on this machine."""
+    named = len((given["gpu"] or "").split(","))
+    return given["ranks"] or named
+
+
+def lines(train: NetSource, world: int) -> list[str]:
+    """For a dry run: what each of several ranks does with a train net."""
+    from caffejacinto_py.solver.nets import batches
+
+    sizes = sorted({size for _, _, size in batches(train)})
+    each = f"a batch of {', '.join(map(str, sizes))}" if sizes else "its own batch"
+    return [f"{world} ranks, {each} each in the train net"] if world > 1 else []
 
 
 def place(given: dict[str, Any], *, solver_mode: str | None, device_id: int = 0, log: logging.Logger) -> Place:

@@ -218,6 +218,8 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
     train = nets.train_source(param, where, files, level=given["level"] or None, stages=given["stage"])
     dialect = resolve_dialect(train.doc.message, param, given["dialect"], compat=given["compat"])
     settings.check(param, where, dialect)
+    world = ranks.asked(given)
+    train = nets.divide(train, world) if dialect.global_batch else train
     sources = [(train, "TRAIN"), *((t, "TEST") for t in nets.test_sources(param, where, files))]
     teachers = Teachers(param, where, files)
     found: list[dict[str, Any]] = []
@@ -245,7 +247,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
                 f"Data is taken as {'x'.join(map(str, net['data_shape']))} here; it is opened when training starts."
             )
         click.echo("\n".join([*net["precision"], *net["quantization"], *net["memory"], ""]))
-    click.echo("\n".join([*_lines(param, dialect.name), *sparse]))
+    click.echo("\n".join([*_lines(param, dialect.name), *ranks.lines(train, world), *sparse]))
     return 0
 
 

@@ -96,7 +96,7 @@ class Solver(Resumable, Display):
         self.dialect = _said(resolve_dialect(train.doc.message, param, dialect, compat=compat))
         settings.check(param, self.where, self.dialect)
         if self.dialect.global_batch:
-            train = together.divide(train, ranks.world)
+            train = nets.divide(train, ranks.world)
         if param.snapshot:
             self.check_snapshots()
         names = build.split_names(weights) or build.split_names(list(param.weights))

@@ -3,11 +3,14 @@ and InitTestNets."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from caffejacinto_py.errors import CaffeError, Loc, PrototxtError, misplaced, raise_all
+from caffejacinto_py.ir.build import kept
+from caffejacinto_py.layers import registry
 from caffejacinto_py.schema.upgrade import load_net, upgrade_net
 from caffejacinto_py.solver.lr import Where
 
@@ -88,6 +91,43 @@ def test_sources(param: Any, where: Where, files: NetFiles) -> list[NetSource]:
         states = [param.test_state[i]] if param.test_state else []
         found.append(_source(param, name, index, where, files, states))
     return found
+
+
+def batches(train: NetSource) -> list[tuple[int, str, int]]:
+    """(index of the layer, its parameter field, batch_size) of every data layer of a train net that has one."""
+    found = []
+    for i, proto in enumerate(train.doc.message.layer):
+        kind = registry.find(proto.type) if registry.known(proto.type) else None
+        if kind is None or not kind.source or not kind.field:
+            continue
+        if not kept(proto, phase="TRAIN", level=train.level, stages=train.stages):
+            continue
+        param = getattr(proto, kind.field)
+        if "batch_size" in param.DESCRIPTOR.fields_by_name:
+            found.append((i, kind.field, int(param.batch_size)))
+    return found
+
+
+def divide(source: NetSource, world: int) -> NetSource:
+    """A train net for one of `world` ranks whose shares make up the batches of the prototxt (NVCaffe).
+
+    Raises PrototxtError or ManyErrors at every batch_size that cannot be divided.
+    """
+    if world == 1:
+        return source
+    message = copy.deepcopy(source.doc.message)
+    errors: list[CaffeError] = []
+    for i, field, size in batches(source):
+        proto = message.layer[i]
+        if size % world:
+            text = f"layer '{proto.name}': a batch of {size} cannot be divided among {world} ranks"
+            hint = "in this dialect batch_size is that of all ranks together: take a multiple, or --dialect bvlc"
+            loc = source.doc.locs.find(("layer", i, field, "batch_size")) if source.doc.locs else None
+            errors.append(PrototxtError(text, loc=loc, hint=hint))
+        getattr(proto, field).batch_size = size // world
+    raise_all(errors)
+    doc = replace(source.doc, message=message)
+    return replace(source, doc=doc)
 
 
 def check_tests(param: Any, own: int, generic: bool, where: Where) -> None:

@@ -4,12 +4,10 @@ follow, and random layers that differ where they should.
 
 from __future__ import annotations
 
-import copy
 import logging
 import random
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +16,7 @@ import torch
 from caffejacinto_py.data.make import records
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.engine.ranks import RankError, Ranks
-from caffejacinto_py.errors import CaffeError, InputError, PrototxtError, raise_all
-from caffejacinto_py.ir.build import kept
-from caffejacinto_py.layers import registry
+from caffejacinto_py.errors import InputError
 from caffejacinto_py.solver.nets import NetSource
 from caffejacinto_py.solver.signals import Signals
 from caffejacinto_py.solver.snapshot import checksum, find_latest
@@ -32,35 +28,6 @@ _LARGE = 1 << 63
 
 class DifferentError(InputError):
     """Ranks of one run were given different files."""
-
-
-# --- the batch -------------------------------------------------------------------------------------------------------
-def divide(source: NetSource, world: int) -> NetSource:
-    """A train net for one of `world` ranks whose shares make up the batches of the prototxt (NVCaffe).
-
-    Raises PrototxtError or ManyErrors at every batch_size that cannot be divided.
-    """
-    if world == 1:
-        return source
-    message = copy.deepcopy(source.doc.message)
-    errors: list[CaffeError] = []
-    for i, proto in enumerate(message.layer):
-        if not kept(proto, phase="TRAIN", level=source.level, stages=source.stages) or not registry.known(proto.type):
-            continue
-        kind = registry.find(proto.type)
-        param = getattr(proto, kind.field) if kind.source and kind.field else None
-        if param is None or "batch_size" not in param.DESCRIPTOR.fields_by_name:
-            continue
-        if param.batch_size % world:
-            text = f"layer '{proto.name}': a batch of {param.batch_size} cannot be divided among {world} ranks"
-            hint = "in this dialect batch_size is that of all ranks together: take a multiple, or --dialect bvlc"
-            loc = source.doc.locs.find(("layer", i, str(kind.field), "batch_size")) if source.doc.locs else None
-            errors.append(PrototxtError(text, loc=loc, hint=hint))
-        else:
-            param.batch_size //= world
-    raise_all(errors)
-    doc = replace(source.doc, message=message)
-    return replace(source, doc=doc)
 
 
 # --- the same everywhere ---------------------------------------------------------------------------------------------

@@ -180,15 +180,15 @@ def source(folder: Path, text: str = "") -> nets.NetSource:
 
 def test_a_batch_is_divided(tmp_path: Path) -> None:
     whole = source(tmp_path)
-    part = together.divide(whole, 2)
+    part = nets.divide(whole, 2)
     assert [p.data_param.batch_size for p in part.doc.message.layer[:2]] == [2, 3]  # the TEST layer keeps its batch
     assert whole.doc.message.layer[0].data_param.batch_size == 4
-    assert together.divide(whole, 1) is whole
+    assert nets.divide(whole, 1) is whole
 
 
 def test_a_batch_that_cannot_be_divided(tmp_path: Path) -> None:
     with pytest.raises(PrototxtError, match="a batch of 5 cannot be divided among 2 ranks") as error:
-        together.divide(source(tmp_path, "batch_size: 5"), 2)
+        nets.divide(source(tmp_path, "batch_size: 5"), 2)
     assert error.value.loc is not None
     assert (Path(error.value.loc.file).name, error.value.loc.line) == ("net.prototxt", 5)
     assert "--dialect bvlc" in str(error.value.hint)
