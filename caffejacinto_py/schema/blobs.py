@@ -124,7 +124,8 @@ def encode_blob(
 def _body(values: np.ndarray | LazyArray, code: str) -> memoryview | wire.Later:
     """The bytes of the values, in C order."""
     if isinstance(values, LazyArray):
-        return wire.Later(values.size * np.dtype(code).itemsize, lambda: _view(flat_little(np.asarray(values), code)))
+        size = values.size * np.dtype(code).itemsize
+        return wire.Later(size, lambda: (_view(flat_little(part, code)) for part in values.parts()))
     return _view(flat_little(values, code))
 
 
@@ -153,7 +154,7 @@ def blob_to_array(blob: Any) -> np.ndarray:
 
 def array_to_blob(array: np.ndarray, *, legacy: bool = False) -> Any:
     """A ``pb.BlobProto`` with the array's values (and shape; legacy: num, channels, height, width)."""
-    return pb.BlobProto.FromString(b"".join(map(wire.bytes_of, encode_blob(np.asarray(array), legacy=legacy))))
+    return pb.BlobProto.FromString(b"".join(wire.bytes_of(encode_blob(np.asarray(array), legacy=legacy))))
 
 
 def read_blob(path: str | os.PathLike[str]) -> np.ndarray:
@@ -186,8 +187,7 @@ def write_blob(path: str | os.PathLike[str], array: np.ndarray, *, legacy: bool 
     if legacy and array.ndim > 4:
         raise WeightsError(f"a mean file has 4 axes (num, channels, height, width), the array has {array.ndim}")
     with atomic_write(path) as f:
-        for piece in encode_blob(array, legacy=legacy):
-            f.write(wire.bytes_of(piece))
+        f.writelines(wire.bytes_of(encode_blob(array, legacy=legacy)))
 
 
 def _dims(buf: Buffer, start: int, end: int) -> list[int]:

@@ -83,8 +83,7 @@ def write_state(path: str | os.PathLike[str], state: SolverStateFile, *, format:
         for array in state.history:
             pieces = encode_blob(as_array(array))
             f.write(wire.header(3, sum(map(len, pieces))))
-            for piece in pieces:
-                f.write(wire.bytes_of(piece))
+            f.writelines(wire.bytes_of(pieces))
         f.write(wire.uint(4, state.current_step))
 
 

@@ -75,8 +75,7 @@ def write_model(
             size = sum(map(len, pieces))
             written += f.write(wire.header(100, size)) + size
             _check_size(path, written)
-            for piece in pieces:
-                f.write(wire.bytes_of(piece))
+            f.writelines(wire.bytes_of(pieces))
         f.write(after)
 
 

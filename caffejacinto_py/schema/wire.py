@@ -7,7 +7,7 @@ the byte in the file. Reference: protobuf "Encoding" documentation.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -156,9 +156,9 @@ def block(number: int, payload: bytes) -> bytes:
 
 
 class Later:
-    """Bytes whose number is known before they are."""
+    """Bytes whose number is known before they are, made in one piece or several."""
 
-    def __init__(self, size: int, make: Callable[[], bytes | memoryview]) -> None:
+    def __init__(self, size: int, make: Callable[[], Iterator[bytes | memoryview]]) -> None:
         self.size = size
         self.make = make
 
@@ -169,14 +169,18 @@ class Later:
 Piece = bytes | memoryview | Later  # of a file that is written piece by piece
 
 
-def bytes_of(piece: Piece) -> bytes | memoryview:
-    """What a piece is, made now. ValueError when it is longer or shorter than was said."""
-    if not isinstance(piece, Later):
-        return piece
-    made = piece.make()
-    if len(made) != piece.size:
-        raise ValueError(f"{len(made)} bytes where {piece.size} were announced")
-    return made
+def bytes_of(pieces: Iterable[Piece]) -> Iterator[bytes | memoryview]:
+    """What the pieces are, made one after the other. ValueError when one is longer or shorter than was said."""
+    for piece in pieces:
+        if not isinstance(piece, Later):
+            yield piece
+            continue
+        size = 0
+        for part in piece.make():
+            size += len(part)
+            yield part
+        if size != piece.size:
+            raise ValueError(f"{size} bytes where {piece.size} were announced")
 
 
 def string(number: int, value: str) -> bytes:

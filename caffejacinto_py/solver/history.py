@@ -227,11 +227,15 @@ class Packed:
     def get(self, slot: int, i: int) -> Tensor:
         """A history blob in float32, laid out as its parameter."""
         found = torch.empty_like(self.params[i], dtype=torch.float32)
-        at, store = 0, self.stores[slot][i]
-        for part in flat(found).split(self.noise.size):  # what reading makes on the way stays small
-            part.copy_(store.read(at, part.numel()))
-            at += part.numel()
+        for part, values in zip(flat(found).split(self.noise.size), self.parts_of(slot, i), strict=True):
+            part.copy_(values)
         return found
+
+    def parts_of(self, slot: int, i: int) -> Iterator[Tensor]:
+        """The same flat, in the order of memory, a piece at a time."""
+        count = self.params[i].numel()
+        for at in range(0, count, self.noise.size):
+            yield self.stores[slot][i].read(at, min(self.noise.size, count - at))
 
     def put(self, slot: int, i: int, values: Tensor) -> None:
         """Store a history blob, rounded to nearest. What `get` gave comes back as it was."""

@@ -85,7 +85,8 @@ class Group:
         packed, p = self.packed, self.params[i]
         if packed is None:
             return lazy_array(self.history[slot][i])
-        return LazyArray(tuple(p.shape), np.float32, lambda: host_array(packed.get(slot, i)))
+        parts = (lambda: map(host_array, packed.parts_of(slot, i))) if p.is_contiguous() else None
+        return LazyArray(tuple(p.shape), np.float32, lambda: host_array(packed.get(slot, i)), parts=parts)
 
 
 class Rule:
