@@ -1,7 +1,8 @@
-"""Fuzz the prototxt parser and the wire codec: the property tests of tests/schema with a new seed each time.
+"""Fuzz what reads files: the property tests of tests/schema and tests/data with a new seed each time.
 
     python bench/fuzz.py --what text --seconds 600
     python bench/fuzz.py --what wire --seconds 600
+    python bench/fuzz.py --what lmdb --seconds 600
 
 Each round is a fresh process with bounded memory and time. A failure ends the run and shows the seed that repeats it.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 TESTS = {
     "text": ["tests/schema/test_text.py", "-k", "any_text or hypothesis or fuzz or scan"],
     "wire": ["tests/schema/test_weights_fuzz.py"],
+    "lmdb": ["tests/data/test_lmdb_check.py", "-k", "random"],
 }
 MEMORY = 6 << 30  # address space of a round, bytes
 LIMIT = 300  # seconds for a round

@@ -15,6 +15,7 @@ from typing import Any
 import lmdb
 import numpy as np
 
+from caffejacinto_py.data import lmdb_check
 from caffejacinto_py.errors import DataError, Loc
 
 
@@ -83,16 +84,11 @@ def _environment(path: str) -> _Environment:
 def _open(path: str) -> lmdb.Environment:
     """Open read-only without a lock file (works on read-only media and on a database that another program has open)."""
     _check_directory(path)
+    lmdb_check.check(path)
     try:
         env = lmdb.open(path, readonly=True, lock=False, readahead=False, create=False, max_dbs=0)
     except lmdb.Error as error:
         raise DataError(f"{path}: not a readable LMDB: {error}", hint="is it whole, and written by LMDB?") from error
-    # Reading a page that a truncated file no longer has would kill the process (SIGBUS), so look first.
-    needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    size = os.path.getsize(os.path.join(path, "data.mdb"))
-    if size < needed:
-        env.close()
-        raise DataError(f"{path}: data.mdb is truncated: {size} bytes, its header says {needed}", hint="copy it again")
     if not env.stat()["entries"]:
         env.close()
         raise DataError(f"{path}: the LMDB is empty", hint="was the conversion interrupted?")
