@@ -106,15 +106,8 @@ class Solver(Resumable, Display):
         build.seed_everything(self.seed)
         options: dict[str, Any] = {"dialect": self.dialect, "device": self.device, "layout": layout}
         options |= {"python_layers": python_layers, "precision": precision}
-        options["teachers"] = teachers = Teachers(param, self.where, files)
-        self.net: Net = build.build_net(train, "TRAIN", seed=self.seed, **options)
-        self.test_nets: list[Net] = [
-            build.build_net(t, "TEST", seed=self.seed + 1 + i, share=self.net, **options) for i, t in enumerate(tests)
-        ]
-        self.feed = Feed(self.net, seed=self.seed, workers=workers, share=Share(ranks.rank, ranks.world, ranks.world))
-        whole = Share(ranks.rank, ranks.world)  # of the batches of a test each rank takes some
-        self.test_feeds = [Feed(net, seed=self.seed, workers=workers, share=whole) for net in self.test_nets]
-        teachers.attach(self.feed, *self.test_feeds)
+        options["teachers"] = Teachers(param, self.where, files)
+        self._build(train, tests, workers, options)
         build.load_weights([self.net, *self.test_nets], names, tolerant=self.tolerant)
         together.connect(ranks, [self.net, *self.test_nets], sync_bn=sync_bn)
         self.reducer = Reducer(self.net, ranks)
@@ -144,6 +137,20 @@ class Solver(Resumable, Display):
         else:
             self.param = doc
             upgrade_solver(self.param)
+
+    def _build(
+        self, train: nets.NetSource, tests: Sequence[nets.NetSource], workers: int, options: dict[str, Any]
+    ) -> None:
+        """Nets and their feeds. options: of `build.build_net`."""
+        ranks, seed = self.ranks, self.seed
+        self.net: Net = build.build_net(train, "TRAIN", seed=seed, **options)
+        self.test_nets: list[Net] = [
+            build.build_net(t, "TEST", seed=seed + 1 + i, share=self.net, **options) for i, t in enumerate(tests)
+        ]
+        parts, whole = Share(ranks.rank, ranks.world, ranks.world), Share(ranks.rank, ranks.world)
+        self.feed = Feed(self.net, seed=seed, workers=workers, share=parts)
+        self.test_feeds = [Feed(net, seed=seed, workers=workers, share=whole) for net in self.test_nets]
+        options["teachers"].attach(self.feed, *self.test_feeds)
 
     def _agree(self, train: nets.NetSource, tests: Sequence[nets.NetSource], weights: Sequence[str]) -> None:
         """Before anything is built: all ranks have the same files."""

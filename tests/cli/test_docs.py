@@ -80,7 +80,7 @@ def test_options_of_our_own_are_explained(verb: str, page: str) -> None:
 def test_what_is_said_to_be_missing_is_missing(page: str) -> None:
     """`**Not yet**: A, B, ...`: layer types in these sentences are not registered, and no verb has that name."""
     sentences = re.findall(r"\*\*[Nn]ot yet\*\*:(.*?)(?:\n\n|\n- |\n#)", page, re.DOTALL)
-    assert len(sentences) >= 4
+    assert len(sentences) >= 3
     words = set(re.findall(r"[A-Za-z_]+", " ".join(sentences)))
     there = sorted(words & (set(registry.types()) | {v for v in VERBS if "_" in v}))
     assert not there, f"docs/migrating-from-caffe.md says that these are missing: {there}"
