@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format type bench docs proto models clean
+.PHONY: help venv demo test lint format type bench gpu docs proto models clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ bench: $(STAMP) ## speed against hand-written PyTorch; files and data; start-up
 	$(BIN)/python bench/files.py
 	$(BIN)/python bench/feeder.py
 	$(BIN)/python bench/startup.py
+
+gpu: $(STAMP) ## the tests that need a GPU, and the table of bench/gpu.py
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
+	$(BIN)/python bench/gpu.py
 
 docs: $(STAMP) ## write docs/cli.md from the commands and docs/layers.md from the layer registry
 	$(BIN)/python docs/generate.py

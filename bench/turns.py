@@ -57,6 +57,10 @@ def serve(
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     import contenders
 
+    if device.startswith("cuda"):  # the rivals get what ours gets; torch's default lets convolutions read TF32
+        from caffejacinto_py.engine import gpu
+
+        gpu.allow(tf32=False, search=True)
     try:
         if kind == "verify":
             contenders.verify(name, device)

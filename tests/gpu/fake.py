@@ -222,6 +222,7 @@ def fake_cuda() -> Iterator[Seen]:
         "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
         "set_device": lambda device: None,
+        "set_sync_debug_mode": lambda mode: None,
         "device": lambda device: contextlib.nullcontext(),
     }
     with contextlib.ExitStack() as stack:

@@ -282,7 +282,7 @@ def _compiled(case: Case, bottoms: Arrays) -> None:
 
 def _on_a_gpu(case: Case, bottoms: Arrays) -> None:
     kept = torch.get_rng_state()
-    want = _passes(case, _tensors(bottoms, torch.float32), torch.device("cpu"))
+    want = _passes(case, _tensors(bottoms, torch.float32), "cpu")
     torch.set_rng_state(kept)
     with fake_cuda() as seen:
         inputs = [t.to(CUDA) for t in map(torch.from_numpy, (np.array(b, np.float32) for b in bottoms))]
@@ -296,9 +296,11 @@ def _on_a_gpu(case: Case, bottoms: Arrays) -> None:
         torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-5, equal_nan=True)
 
 
-def _passes(case: Case, inputs: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
-    """Tops and gradients, in float32."""
-    built = _build(case, case.ins, dtype=torch.float32)
+def _passes(
+    case: Case, inputs: list[torch.Tensor], device: torch.device | str, *, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
+    """Tops and gradients on a device."""
+    built = _build(case, case.ins, dtype=dtype)
     built.module.to(device)
     diff = [x.requires_grad_(True) for i, x in enumerate(inputs) if built.layer.differentiable(i)]
     tops = built(*[x * 1.0 for x in inputs])

@@ -48,7 +48,8 @@ class Step:
 class Chain:
     """A net of one case: modules in order, blobs by name and version."""
 
-    def __init__(self, net: Any, data: Any) -> None:
+    def __init__(self, net: Any, data: Any, device: str = "cpu") -> None:
+        self.device = device
         self.phase = "TEST" if net.state.phase == pb.TEST and net.HasField("state") else "TRAIN"
         shapes: dict[str, tuple[int, ...]] = {}
         self.steps: list[Step] = []
@@ -65,12 +66,13 @@ class Chain:
                 torch.nn.Parameter(torch.tensor(g, dtype=torch.float32), b.lr_mult != 0) for g, b in zip(given, blobs)
             ]
             module = layer.module(ins, params)
-            self.steps.append(Step(proto, module.train(self.phase == "TRAIN"), params))
+            self.steps.append(Step(proto, module.train(self.phase == "TRAIN").to(device), params))
         self.shapes = shapes
 
     def forward(self, inputs: dict[str, np.ndarray]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """(first version of each blob, last version of each blob); inputs are leaves that want gradients."""
-        last = {k: torch.tensor(v, dtype=torch.float32, requires_grad=True) for k, v in inputs.items()}
+        leaf: Any = {"dtype": torch.float32, "device": self.device, "requires_grad": True}
+        last = {k: torch.tensor(v, **leaf) for k, v in inputs.items()}
         first = dict(last)
         for step in self.steps:
             out = step.module(*[last[b] for b in step.proto.bottom])
@@ -83,7 +85,7 @@ class Chain:
 
 
 def close(name: str, got: Any, want: np.ndarray) -> None:
-    a = np.zeros_like(want) if got is None else got.detach().numpy()
+    a = np.zeros_like(want) if got is None else got.detach().cpu().numpy()
     assert a.shape == want.shape, f"{name}: shape {a.shape}, Caffe has {want.shape}"
     bad = ~(np.abs(a - want) <= 1e-5 + 1e-4 * np.abs(want)) & ~(np.isnan(a) & np.isnan(want))
     assert not bad.any(), f"{name}: {bad.sum()} of {bad.size} differ, largest {np.abs(a - want)[bad].max()}"
@@ -91,10 +93,15 @@ def close(name: str, got: Any, want: np.ndarray) -> None:
 
 @pytest.mark.parametrize("case", RUN)
 def test_layer_agrees_with_caffe(case: str) -> None:
+    agrees(case)
+
+
+def agrees(case: str, device: str = "cpu") -> None:
+    """One vector, on a device."""
     net = text_format.Parse((FOLDER / f"{case}.prototxt").read_text(), pb.NetParameter())
     with np.load(FOLDER / f"{case}.npz") as z:
         data = {k: z[k] for k in z.files}
-    chain = Chain(net, data)
+    chain = Chain(net, data, device)
     under_test = next(s for s in chain.steps if s.proto.name == "layer")
     for k in range(100):
         fed = {n.split("/", 1)[1]: v for n, v in data.items() if n.startswith(f"step{k}/")}
@@ -112,7 +119,7 @@ def test_layer_agrees_with_caffe(case: str) -> None:
     ran = net.force_backward or registry.find(under_test.proto.type).loss_top
     live = [n for n in seeds if ran and last[n].requires_grad]
     if live:
-        torch.autograd.backward([last[n] for n in live], [torch.tensor(seeds[n]) for n in live])
+        torch.autograd.backward([last[n] for n in live], [torch.tensor(seeds[n], device=device) for n in live])
     for key, want in data.items():
         kind, _, name = key.partition("/")
         if kind == "bottom_diff":

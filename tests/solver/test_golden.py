@@ -22,7 +22,13 @@ JACINTO = ("adadelta_floor", "adagrad_floor", "adam_floor", "itersize3", "l1_ite
 
 
 def build(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, precision: str | None = None, **fields: Any
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    *,
+    precision: str | None = None,
+    device: str = "cpu",
+    **fields: Any,
 ) -> Solver:
     torch.set_num_threads(1)
     monkeypatch.chdir(folder)
@@ -31,7 +37,7 @@ def build(
     for name, value in {"snapshot": 0, "display": 0, **fields}.items():
         setattr(doc.message, name, value)
     dialect = "jacinto" if folder.parent.parent.name == "jacinto" else None
-    return Solver(doc, weights="init.caffemodel", device="cpu", dialect=dialect, workers=0, precision=precision)
+    return Solver(doc, weights="init.caffemodel", device=device, dialect=dialect, workers=0, precision=precision)
 
 
 def difference(solver: Solver, want: dict[str, np.ndarray]) -> float:
@@ -39,7 +45,7 @@ def difference(solver: Solver, want: dict[str, np.ndarray]) -> float:
     worst = 0.0
     for key, a in want.items():
         layer, i = key.rsplit("/", 1)
-        b = solver.net.params[layer][int(i)].detach().numpy()
+        b = solver.net.params[layer][int(i)].detach().cpu().numpy()
         worst = max(worst, float(np.abs(a - b).max() / np.abs(a).max()))
     return worst
 
