@@ -157,6 +157,30 @@ def test_the_budget_of_a_solver(folder: Path, capsys: Capture) -> None:
         assert re.search(r"solver.prototxt:\d+:10: (error: )?.*'lots' is no number of bytes", found.out + found.err)
 
 
+@pytest.mark.parametrize("strategy", ["rotor", "revolve", "sequential:2", "none"])
+def test_an_infeasible_budget_is_answered(folder: Path, capsys: Capture, strategy: str) -> None:
+    """With the least budget, a batch and its iter_size, and the layer that needs most; what is named then fits."""
+    net = Path("net.prototxt").read_text().replace("dim: 4 ", "dim: 64 ")
+    Path("net.prototxt").write_text(net)
+    solver = Path("solver.prototxt").read_text()
+    words = [f"--memory-strategy={strategy}", "--memory-budget=100kB"]
+    for args in (["train", "--solver=solver.prototxt"], ["train", "--solver=solver.prototxt", "--dry-run"]):
+        assert main([*args, *words]) == 1
+        err = capsys.readouterr().err
+        assert re.search(rf"with '{strategy.split(':')[0]}' and batch 64 the least is \S+ .*needed at layer '\w+'", err)
+    least = re.search(r"give it at least (\S+),", err)
+    batch = re.search(r"or batch_size (\d+) with (\d+) times the iter_size", err)
+    assert least
+    assert batch
+    assert int(batch[1]) * int(batch[2]) == 64
+    run = ["train", "--solver=solver.prototxt", words[0]]
+    assert main([*run, "--dry-run", f"--memory-budget={least[1]}"]) == 0
+    Path("net.prototxt").write_text(net.replace("dim: 64 ", f"dim: {batch[1]} "))
+    Path("solver.prototxt").write_text(f"{solver}iter_size: {batch[2]}\n")
+    assert main([*run, words[1]]) == 0
+    assert "Memory: planned" in capsys.readouterr().err
+
+
 def test_number_types_and_simulation_count(folder: Path, capsys: Capture) -> None:
     """What the net says, or --precision; copies that a simulation makes."""
 

@@ -188,8 +188,9 @@ def _too_small(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: Numb
 
 
 def _largest_batch(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: Numbers) -> int:
-    """The largest batch below the plan's that fits; activations grow with it in proportion."""
+    """The largest batch below the plan's that fits, in several passes; activations grow with it in proportion."""
     assert best.budget is not None
+    numbers = replace(numbers, adds=True)
     left = best.budget - best.fixed
     guess = min(best.batch - 1, left * best.batch // max(1, best.cost.peak, best.beside.passing))
     for batch in range(int(guess), max(0, int(guess) - 3), -1):
