@@ -82,10 +82,7 @@ class Solver(Resumable, Display):
         ranks: Ranks = ALONE,
         sync_bn: bool = False,
     ) -> None:
-        if on_nan not in ("stop", "warn"):
-            raise UsageError(f"on_nan '{on_nan}' is unknown", hint="stop or warn")
-        self.on_nan = on_nan
-        self.ranks = ranks
+        self.on_nan, self.ranks = _known(on_nan), ranks
         self.signals = Signals(sigint=sigint, sighup=sighup)
         self.requests = together.Requests(self.signals, ranks)
         self._open(source)
@@ -99,8 +96,7 @@ class Solver(Resumable, Display):
             train = nets.divide(train, ranks.world)
         if param.snapshot:
             self.check_snapshots()
-        names = build.split_names(weights) or build.split_names(list(param.weights))
-        self._agree(train, tests, names)
+        names = self._agree(train, tests, weights)
         self.device = build.choose_device(param, device)
         self.seed = ranks.share(build.choose_seed(param) if ranks.first else None)
         build.seed_everything(self.seed)
@@ -116,8 +112,7 @@ class Solver(Resumable, Display):
         self.sparse = Sparse(self.net, param, self.where, self.dialect)
         self.memory = memory.plan_solver(self)
         self.iter = self.current_step = 0
-        self.losses = Losses(param.average_loss)
-        self.clock = Clock(self.device)
+        self.losses, self.clock = Losses(param.average_loss), Clock(self.device)
         self.metrics = Metrics(metrics, tensorboard=tensorboard)
         self.stopped = False
         self.callbacks: list[Callbacks] = []
@@ -152,11 +147,13 @@ class Solver(Resumable, Display):
         self.test_feeds = [Feed(net, seed=seed, workers=workers, share=whole) for net in self.test_nets]
         options["teachers"].attach(self.feed, *self.test_feeds)
 
-    def _agree(self, train: nets.NetSource, tests: Sequence[nets.NetSource], weights: Sequence[str]) -> None:
-        """Before anything is built: all ranks have the same files."""
+    def _agree(self, train: nets.NetSource, tests: Sequence[nets.NetSource], weights: Any) -> list[str]:
+        """Before anything is built: all ranks have the same files. Returns the names of the weights files."""
+        names = build.split_names(weights) or build.split_names(list(self.param.weights))
         if not self.ranks.alone:
             sources = {"the train net": train, **{f"test net {i}": t for i, t in enumerate(tests)}}
-            together.check_same(self.ranks, together.facts(self.param, sources, weights))
+            together.check_same(self.ranks, together.facts(self.param, sources, names))
+        return names
 
     @property
     def tolerant(self) -> bool:
@@ -340,6 +337,12 @@ class Solver(Resumable, Display):
         for feed in (self.feed, *self.test_feeds):
             feed.close()
         self.metrics.close()
+
+
+def _known(on_nan: str) -> str:
+    if on_nan not in ("stop", "warn"):
+        raise UsageError(f"on_nan '{on_nan}' is unknown", hint="stop or warn")
+    return on_nan
 
 
 def _said(dialect: Dialect) -> Dialect:
