@@ -113,7 +113,7 @@ class Solver(Resumable, Display):
         self.memory = memory.plan_solver(self)
         self.iter = self.current_step = 0
         self.losses, self.clock = Losses(param.average_loss), Clock(self.device)
-        self.metrics = Metrics(metrics, tensorboard=tensorboard)
+        self.metrics = Metrics(metrics, tensorboard=tensorboard) if ranks.first else Metrics()
         self.stopped = False
         self.callbacks: list[Callbacks] = []
         self.one_pass: Callable[[], Result] | None = None  # instead of a whole pass of `net`: pycaffe's, layer by layer
