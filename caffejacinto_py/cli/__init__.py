@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _silence_stdout()
         return 1
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as e:  # the last resort: whatever escapes becomes one line and an exit code
@@ -46,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: list[str], *, again: Sequence[str]) -> int:
     """again: the command line, for verbs that start more processes with it."""
-    from caffejacinto_py.cli.group import cli
-
     try:
+        from caffejacinto_py.cli.group import cli
+
         result = cli.main(args, prog_name="caffejacinto", standalone_mode=False, obj=tuple(again))
         sys.stdout.flush()
     except KeyboardInterrupt:

@@ -123,3 +123,20 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+def test_ctrl_c_while_the_program_is_imported() -> None:
+    code = """
+import os, signal, sys
+from caffejacinto_py.__main__ import main
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "caffejacinto_py.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+sys.exit(main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
