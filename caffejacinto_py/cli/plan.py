@@ -164,7 +164,7 @@ def describe(made: MemoryPlan, graph: Graph, strategy: str) -> dict[str, Any]:
         "strategy": strategy,
         "budget": made.budget,
         "fixed": made.fixed,
-        "teachers": made.beside._asdict(),
+        "teachers": {"weights": made.beside.weights, "passing": made.beside.passing},
         "plain": asdict(made.plain),
         "planned": asdict(made.cost),
         "ratio": made.ratio,

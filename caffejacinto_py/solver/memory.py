@@ -58,7 +58,9 @@ def plan_solver(solver: Solver) -> MemoryPlan | None:
     lesson = solver.feed.derive
     parts = [(p.net.graph, numbers_of(p.net)) for p in getattr(lesson, "parts", {}).values()]
     kept: dict[str, Any] = {"solver": param.type, "history": param.history_type, "adds": param.iter_size > 1}
-    made = attach(net, found.budget, strategy=found.strategy, beside=of_teachers(parts), **kept)
+    buckets = [sum(p.nbytes for p in bucket.params) for bucket in solver.reducer.buckets]
+    beside = of_teachers(parts)._replace(sending=max(buckets, default=0))  # a bucket is a copy until it is complete
+    made = attach(net, found.budget, strategy=found.strategy, beside=beside, **kept)
     log.info("%s", line(made))
     for i, test in enumerate(solver.test_nets):
         need = made.fixed - made.memory.gradients + account(test.graph, numbers=numbers_of(test)).live

@@ -12,7 +12,15 @@ import torch
 
 from caffejacinto_py.engine.hooks import Hook
 from caffejacinto_py.engine.memory import rotor, strategies
-from caffejacinto_py.engine.memory.budget import BudgetError, attach, in_units, make_plan, numbers_of, parse_bytes
+from caffejacinto_py.engine.memory.budget import (
+    Beside,
+    BudgetError,
+    attach,
+    in_units,
+    make_plan,
+    numbers_of,
+    parse_bytes,
+)
 from caffejacinto_py.engine.memory.execute import Recompute
 from caffejacinto_py.engine.memory.measure import peak_bytes
 from caffejacinto_py.engine.memory.profile import profile
@@ -406,6 +414,15 @@ def test_strategies_by_name() -> None:
     for word in ("roter", "sequential:", "sequential:0", "sequential:x", "rotor:3"):
         with pytest.raises(UsageError, match="unknown"):
             strategies.parse(word)
+
+
+def test_what_is_beside_the_net() -> None:
+    """Teachers run before the pass, a bucket of gradients for other ranks is there during it."""
+    g = graph()
+    plain = make_plan(g)
+    assert make_plan(g, beside=Beside(sending=1000)).peak == plain.peak + 1000
+    assert make_plan(g, beside=Beside(100, plain.cost.peak)).peak == plain.peak + 100
+    assert make_plan(g, beside=Beside(100, plain.cost.peak + 5)).peak == plain.peak + 105
 
 
 def test_too_small_a_budget_is_answered() -> None:

@@ -42,11 +42,15 @@ class BudgetError(CaffeError):
 
 
 class Beside(NamedTuple):
-    """Bytes of nets that are there beside the one that is trained (teachers). weights: all the time; passing: more, at
-    most, while they run, before the pass of the other begins."""
+    """Bytes beside the net that is trained.
+
+    weights: of teachers; passing: more, at most, while they run, before the pass of the other begins. sending: of
+    gradients on their way to other ranks.
+    """
 
     weights: int = 0
     passing: int = 0
+    sending: int = 0
 
 
 ALONE = Beside()
@@ -69,7 +73,8 @@ class MemoryPlan:
     @property
     def fixed(self) -> int:
         """Bytes that do not depend on the schedule: weights (teachers' too), gradients, history."""
-        return self.memory.params + self.memory.gradients + self.memory.history + self.beside.weights
+        memory, beside = self.memory, self.beside
+        return memory.params + memory.gradients + memory.history + beside.weights + beside.sending
 
     @property
     def peak(self) -> int:
