@@ -4,7 +4,9 @@ A net of models/ (`--net`, those of bench/train.py with 10 classes) through our 
 and noise, new ones in each iteration and the same for every type. First steps in turns, in rotating order: the ratio is
 taken per round, the median is shown. Then `--iterations` of training from equal weights: the mean loss of the last
 tenth, and how far it is from float32's. A type that the machine has no instructions for runs in float32, as in `train`;
-`--force` computes in it all the same, slowly, for the losses.
+`--force` computes in it all the same, slowly, for the losses. `--emulate` does so at float32's speed: convolutions,
+products, normalization and pooling read values that are rounded to 16 bits, compute in float32 and round what they
+make, forward and backward, which is what the instructions do. Its times mean nothing.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from contenders import CASES, LR, MOMENTUM, our_message
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from caffejacinto_py.engine import precision
 from caffejacinto_py.engine.memory.measure import watch_saved
@@ -44,6 +49,22 @@ class Patterns(Feed):
         data = case.low + span / 3 + patterns[label] + noise
         self.last = {"data": data, "label": label}
         return self.last
+
+
+class Emulated(TorchFunctionMode):
+    """16-bit tensors go through the slow operations in float32."""
+
+    SLOW = ("conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "batch_norm")
+    SLOW += ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        halves = [a for a in args if isinstance(a, Tensor) and a.dtype in (torch.bfloat16, torch.float16)]
+        if not halves or getattr(func, "__name__", "") not in self.SLOW:
+            return func(*args, **kwargs)
+        wide = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+        made = func(*wide, **kwargs)
+        return tree_map(lambda t: t.to(halves[0].dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, made)
 
 
 def solver(kind: str, options: argparse.Namespace) -> Solver:
@@ -120,6 +141,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--emulate", action="store_true")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -128,13 +150,14 @@ def main() -> None:
         name = precision.OVERRIDES[kind]
         why = precision.missing(name, torch.device(options.device))
         if why:
-            print(f"{kind}: {why}; computed {'all the same' if options.force else 'in FLOAT'}")
-    if options.force:
+            print(f"{kind}: {why}; computed {'all the same' if options.force or options.emulate else 'in FLOAT'}")
+    if options.force or options.emulate:
         precision.missing = lambda kind, device: None  # type: ignore[assignment]
-    if options.rounds:
-        speed(kinds, options)
-    if options.iterations:
-        losses(kinds, options)
+    with Emulated() if options.emulate else nullcontext():
+        if options.rounds:
+            speed(kinds, options)
+        if options.iterations:
+            losses(kinds, options)
 
 
 if __name__ == "__main__":
