@@ -194,3 +194,13 @@ def test_share_weights(folder: Path) -> None:
     problem(solver)
     solver.step(1)
     np.testing.assert_array_equal(other.params["ip"][1].data, solver.net.params["ip"][1].data)
+
+
+def test_passes_that_are_shown_are_not_in_a_memory_budget(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They run layer by layer and keep everything: said once."""
+    Path("s.prototxt").write_text(SOLVER + 'memory { budget: "1MiB" }')
+    solver = caffe.get_solver("s.prototxt")
+    solver.step(2)
+    assert [r.message for r in caplog.records if "layer by layer" in r.message] == [
+        "Memory: pycaffe runs passes that it shows layer by layer, and keeps everything then"
+    ]
