@@ -30,7 +30,9 @@ _HEAD = ("layer", "op", "bits", "scale", "shift or multiplier", "acc bits", "dif
 )
 @click.option("--verify", type=click.IntRange(min=0), default=1, show_default=True, metavar="N",
               help="Batches to compare with the simulation; 0: none.")  # fmt: skip
-@click.option("--pixels", is_flag=True, help="Inputs without parameters are whole numbers 0 .. 255.")
+@click.option(
+    "--pixels", is_flag=True, help="Inputs without parameters are whole numbers 0 .. 255, times the data layer's scale."
+)
 @options.phases(default="TEST")
 @options.state
 @options.dialect
@@ -44,9 +46,9 @@ def command(model: Path, weights: tuple[str, ...], output: Path, verify: int, pi
     """Write a quantized net as integers, and check a pure-integer run of it against the simulation.
 
     The net carries its quantization parameters (update_quantization_param: false), as `calibrate` writes it, and has no
-    batch norm left (see `optimize`). docs/integer.md describes the files; `python -m
-    caffejacinto_py.compress.integer_run` runs them. What follows the last integers (Softmax, losses, metrics) is left
-    out.
+    batch norm left (see `optimize`); or its layers are those of `lowprecision`. docs/integer.md describes the files;
+    `python -m caffejacinto_py.compress.integer_run` runs them. What follows the last integers (Softmax, losses,
+    metrics) is left out.
 
     Verification runs both on the net's data, or on random numbers where it has none (Input layers). With scales that
     are powers of two every number must be equal to the simulation in float64, bit for bit; else each layer, fed with

@@ -46,6 +46,7 @@ class _State:
     graph: Graph
     weights: Mapping[str, Sequence[np.ndarray]]
     pixels: bool
+    fixed: bool  # its layers round by themselves, and there are no qparams
     tensors: dict[Value, Tensor] = field(default_factory=dict)
     places: dict[str, Value] = field(default_factory=dict)
     exact: set[str] = field(default_factory=set)
@@ -65,8 +66,7 @@ def build(graph: Graph, weights: Mapping[str, Sequence[np.ndarray]], *, pixels: 
     without qparams or without an integer form, widths outside 2..16, offsets that are not whole, weights that are not
     finite.
     """
-    _check(graph)
-    state = _State(graph, weights, pixels)
+    state = _State(graph, weights, pixels, fixed=_check(graph))
     for node in graph.nodes:
         if node.name in state.done:
             continue
@@ -84,10 +84,13 @@ def build(graph: Graph, weights: Mapping[str, Sequence[np.ndarray]], *, pixels: 
     return _finish(state)
 
 
-def _check(graph: Graph) -> None:
-    """The net as a whole: its qparams are there and final, and rounded as programs round."""
+def _check(graph: Graph) -> bool:
+    """The net as a whole: its qparams are there and final, and rounded as programs round. True: it needs none, its
+    layers round by themselves."""
     scheme = plan(graph)
     if scheme is None:
+        if any(_rounds(n) for n in graph.nodes):
+            return True
         raise PrototxtError(f"net '{graph.name}' has no quantization parameters", loc=_place(graph), hint=CALIBRATE)
     at = ("net_quantization_param",)
     if not scheme.fixed:
@@ -101,6 +104,15 @@ def _check(graph: Graph) -> None:
         raise PrototxtError(text, loc=_place(graph, *at, "rounding_scheme"), hint="write rounding_scheme: NEAREST")
     if not scheme.sound:
         raise UsageError(f"--compat quantization={scheme.compat}: integer programs have the default simulation only")
+    return False
+
+
+def _rounds(node: Node) -> bool:
+    """Whether a layer rounds by itself."""
+    try:
+        return node.layer.fixed_words() is not None
+    except LayerError:  # raised again where the layer's own turn comes
+        return True
 
 
 def _place(graph: Graph, *fields: str | int) -> Loc | None:
@@ -167,7 +179,7 @@ def _source(state: _State, node: Node) -> None:
     for i, value in enumerate(node.outputs):
         q = found.out(i)
         if q is None and state.pixels and i == 0:
-            q = ops.PIXELS
+            q = ops.pixels(node)
         if q is None:
             state.without[value] = UNQUANTIZED_INPUT
             continue
@@ -215,14 +227,17 @@ def _compute(state: _State, node: Node, form: IntegerForm) -> None:
     several = len(node.outputs) > 1  # a Convolution with several bottoms: one op a pair
     for i, value in enumerate(node.outputs):
         slope = ops.slope_of(form) if form.op == "relu" else None
-        settled = _settle(state, node, value, found.out(i), slope)
+        blobs = ops.masters(found, state.weights.get(node.name, ()))
+        kept = _kept(state, node, form, ins[i : i + 1] if several else ins, found, blobs)
+        settled = _settle(state, node, value, found.out(i), slope, kept)
         if settled is None:
             state.without[value] = ""
             continue
-        layers, last, q, slope = settled
-        out = _tensor(state, last, ops.tensor_form(layers[-1], q, "qparam_out", 0 if len(layers) > 1 else i))
+        layers, last, made, slope = settled
+        if not isinstance(made, ops.Form):
+            made = ops.tensor_form(layers[-1], made, "qparam_out", 0 if len(layers) > 1 else i)
+        out = _tensor(state, last, made)
         key = node.name if not several else f"{node.name}[{i}]"
-        blobs = state.weights.get(node.name, ())
         op = ops.emit(node, form, [ins[i]] if several else ins, out, found, blobs, slope=slope)
         state.arrays.update({f"{key}/{name}": array for name, array in op.arrays.items()})
         fields, relu = ops.placed(op.fields, key), slope == 0
@@ -234,21 +249,38 @@ def _compute(state: _State, node: Node, form: IntegerForm) -> None:
             state.exact.add(out.name)
 
 
+def _kept(
+    state: _State, node: Node, form: IntegerForm, ins: Sequence[Tensor], found: ops.Stored, blobs: Sequence[np.ndarray]
+) -> ops.Form | None:
+    """In a net whose layers round by themselves: the form of a top that needs no rounding. None: it needs some."""
+    if not state.fixed:
+        return None
+    if found.weight(0) is not None:
+        return ops.wide(node, found, ins[0], blobs, form)
+    moves = form.op in ("max_pool", "max", "concat") or (form.op == "relu" and not form.numbers)
+    return ins[0].form if moves and all(t.form == ins[0].form for t in ins) else None
+
+
 def _settle(
-    state: _State, node: Node, value: Value, q: QParams | None, slope: Fraction | None
-) -> tuple[list[Node], Value, QParams, Fraction | None] | None:
-    """From a top that is not quantized to the one that is: ReLU layers in between join. (layers, value, qparams, slope
-    below zero; None: there is no ReLU). None: a layer without integer form follows, which is an error of its own."""
-    readers, layers = state.graph.readers(), [node]
+    state: _State, node: Node, value: Value, q: QParams | None, slope: Fraction | None, kept: ops.Form | None
+) -> tuple[list[Node], Value, QParams | ops.Form, Fraction | None] | None:
+    """From a top that is not quantized to the one that is: ReLU layers in between join, and one that rounds. (layers,
+    value, qparams, slope below zero; None: there is no ReLU). None: a layer without integer form follows, which is an
+    error of its own. kept: the form of the top where nothing that follows rounds it."""
+    readers, layers, start = state.graph.readers(), [node], (value, slope)
     while q is None:
         found = readers[value]
         following = found[0][0] if len(found) == 1 else None
         form = _form(state.graph, following) if following else None
         if following and form is None and following.layer.quantizes is not None:
             return None
-        if following is None or form is None or form.op not in ("relu", "same") or len(following.outputs) > 1:
+        joins = following is not None and form is not None and form.op in ("relu", "same", "round")
+        if kept is not None and not joins:
+            return [node], start[0], kept, start[1]
+        if following is None or form is None or not joins or len(following.outputs) > 1:
+            hint = "put an LPAct behind it" if state.fixed else CALIBRATE
             text = f"its top '{value.name}' has no quantization parameters with quantize: true"
-            raise node.layer.fail(text, hint=CALIBRATE)
+            raise node.layer.fail(text, hint=hint)
         layers.append(following)
         if form.op == "relu":
             slope = ops.joined(following, slope, form)

@@ -20,6 +20,7 @@ from caffejacinto_py.passes.quantize import is_float, is_stored
 
 WIDTHS = 2, 16  # bits of weights and tensors
 BIAS_WIDTHS = 2, 32
+FIXED_WIDTHS = 1, 24  # of layers that round by themselves
 PIXELS = QParams(bits=8, unsigned=True, positive=True, quantize=True)
 REFERS = ("weight", "weight_zero", "add", "shift")  # fields that name an array
 
@@ -32,10 +33,12 @@ class Form:
     signed: bool
     scale: Fraction
     zero: int
+    symmetric: bool = False  # the most negative number is not used
 
     @property
     def limits(self) -> tuple[int, int]:
-        return (-(1 << (self.bits - 1)), (1 << (self.bits - 1)) - 1) if self.signed else (0, (1 << self.bits) - 1)
+        high = (1 << (self.bits - 1 if self.signed else self.bits)) - 1
+        return (-high if self.symmetric else -high - 1) if self.signed else 0, high
 
     @property
     def power2(self) -> bool:
@@ -64,7 +67,14 @@ class Tensor:
 
     def describe(self) -> dict[str, Any]:
         f = self.form
-        return {"shape": list(self.shape), "bits": f.bits, "signed": f.signed, "scale": float(f.scale), "zero": f.zero}
+        found = {"shape": list(self.shape), "bits": f.bits, "signed": f.signed, "scale": float(f.scale), "zero": f.zero}
+        return {**found, "symmetric": True} if f.symmetric else found
+
+
+def pixels(node: Node) -> QParams:
+    """Whole numbers 0 .. 255, times the scale of the data layer's transformation."""
+    scale = node.proto.transform_param.scale
+    return PIXELS if scale <= 0 else replace(PIXELS, scale=1 / scale)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ class Stored:
     node: Node
     weights: tuple[QParams | None, ...] = ()
     outs: tuple[QParams | None, ...] = ()
+    fixed: bool = False  # the layer rounds by itself, to symmetric numbers
 
     def weight(self, i: int) -> QParams | None:
         return self.weights[i] if i < len(self.weights) else None
@@ -83,7 +94,11 @@ class Stored:
 
 
 def stored(node: Node) -> Stored:
-    """What the prototxt says of a layer."""
+    """What the prototxt says of a layer. Raises LayerError."""
+    words = node.layer.fixed_words()
+    if words is not None:
+        weights = (_fixed(words.weight), _fixed(words.bias)) if words.weight else ()
+        return Stored(node, weights, (_fixed(words.top),) if words.top else (), fixed=True)
     message = node.proto.quantization_param
     if not is_stored(node.proto) or is_float(node.proto):
         return Stored(node)
@@ -94,12 +109,39 @@ def stored(node: Node) -> Stored:
     return Stored(node, read(message.qparam_w), read(message.qparam_out))
 
 
+def _fixed(word: tuple[int, int] | None) -> QParams | None:
+    return None if word is None else QParams(bits=word[0], scale=2.0 ** word[1], quantize=True)
+
+
+def masters(found: Stored, blobs: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """The float blobs that a layer computes with, clipped where it rounds to symmetric numbers."""
+    if not found.fixed:
+        return blobs
+
+    def clipped(blob: np.ndarray, q: QParams | None) -> np.ndarray:
+        return blob if q is None else np.clip(blob, -q.limits[1] / float(q.scale), q.limits[1] / float(q.scale))
+
+    return [clipped(np.asarray(b, np.float64), found.weight(i)) for i, b in enumerate(blobs[::2])]
+
+
+def wide(node: Node, found: Stored, source: Tensor, blobs: Sequence[np.ndarray], form: IntegerForm) -> Form:
+    """The form of a product's sums as they are, for a last layer that does not round: every bit of them."""
+    q = found.weight(0)
+    assert q is not None
+    unit = Form(2, True, source.form.scale * Fraction(float(q.scale)), 0)
+    shape = node.layer.shapes([source.shape])[0]
+    sums = EMITTERS[form.op](node, form, [source], Tensor("", shape, unit), found, blobs)
+    most = max(sums.bounds) + max((abs(c) for c in sums.constants), default=Fraction(0)) + 1
+    return replace(unit, bits=int(most).bit_length() + 1)
+
+
 def tensor_form(node: Node, q: QParams, name: str, i: int) -> Form:
     """The form of a blob. name, i: its place in quantization_param, for errors."""
     if q.channels:
         raise node.layer.fail("a blob has one scale for all channels", "quantization_param", name, i, "channel_scale")
-    scales, zeros = _channels(node, q, name, i, WIDTHS)
-    return Form(q.bits, not q.unsigned, scales[0], zeros[0])
+    symmetric = node.layer.fixed_words() is not None
+    scales, zeros = _channels(node, q, name, i, FIXED_WIDTHS if symmetric else WIDTHS)
+    return Form(q.bits, not q.unsigned, scales[0], zeros[0], symmetric)
 
 
 def _channels(node: Node, q: QParams, name: str, i: int, widths: tuple[int, int]) -> tuple[list[Fraction], list[int]]:
@@ -196,7 +238,7 @@ def emit(
         exact = exact and below.exact
     in_float64 = fields["sum_bits"] <= 53  # else the simulation itself rounds
     exact = exact and in_float64 and sums.power2 and out.form.power2 and all(t.form.power2 for t in ins)
-    name = "rescale" if form.op in ("relu", "prelu", "bias") else form.op
+    name = "rescale" if form.op in ("relu", "round", "prelu", "bias") else form.op
     return Op(name, fields, arrays, exact)
 
 
@@ -251,7 +293,7 @@ def _product(
     if q is None:
         text = "its weights have no quantization parameters with quantize: true"
         raise node.layer.fail(text, "quantization_param", hint="calibrate with quantize_weights, and do not ignore it")
-    scales, zeros = _channels(node, q, "qparam_w", 0, WIDTHS)
+    scales, zeros = _channels(node, q, "qparam_w", 0, FIXED_WIDTHS if found.fixed else WIDTHS)
     axis = node.layer.output_axis([ins[0].shape])
     weight = torch.from_numpy(np.array(blobs[0], np.float64))
     count = node.layer.param.num_output
@@ -305,7 +347,7 @@ def _constants(node: Node, found: Stored, i: int, blob: np.ndarray, out: Tensor)
     values = np.asarray(blob, np.float64).ravel()
     if q is None:
         return [Fraction(v) * out.form.scale for v in values.tolist()], True
-    scales, zeros = _channels(node, q, "qparam_w", i, BIAS_WIDTHS)
+    scales, zeros = _channels(node, q, "qparam_w", i, FIXED_WIDTHS if found.fixed else BIAS_WIDTHS)
     whole = to_integers(torch.from_numpy(values), over_axis(q, 1, 0)).tolist()
     rows = zip(whole, _per_channel(scales, len(values)), _per_channel(zeros, len(values)))
     power2 = all(fixed_point.exponent(s) is not None for s in scales)
@@ -327,7 +369,7 @@ def _rescale(
 ) -> _Sums:
     """ReLU; PReLU: a slope per channel; Bias: a constant per channel."""
     factor = out.form.scale / ins[0].form.scale
-    if form.op == "relu":
+    if form.op in ("relu", "round"):
         return _Sums([[factor]], [Fraction(0)], [ins[0].bound])
     if form.op == "prelu":
         slopes = [Fraction(v) for v in np.asarray(blobs[0], np.float64).ravel().tolist()]
@@ -363,6 +405,7 @@ EMITTERS: dict[str, Emitter] = {
     "max_pool": _pool,
     "average_pool": _pool,
     "relu": _rescale,
+    "round": _rescale,
     "prelu": _rescale,
     "bias": _rescale,
     "sum": _join,

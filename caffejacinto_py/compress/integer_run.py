@@ -84,7 +84,8 @@ def _check(program: Program) -> None:
 def limits(tensor: Mapping[str, Any]) -> tuple[int, int]:
     """Smallest and largest integer of a tensor."""
     bits = tensor["bits"]
-    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if tensor["signed"] else (0, (1 << bits) - 1)
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if tensor["signed"] else (0, (1 << bits) - 1)
+    return (-high if tensor.get("symmetric") else low), high
 
 
 def smallest(low: int, high: int) -> type[np.integer]:

@@ -64,6 +64,15 @@ class IntegerForm:
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
+class FixedWords(NamedTuple):
+    """Numbers that a layer rounds to by itself: n 2^-fraction with |n| < 2^(bits - 1). (bits, fraction) of its weights,
+    bias and top; None: floats."""
+
+    weight: tuple[int, int] | None = None
+    bias: tuple[int, int] | None = None
+    top: tuple[int, int] | None = None
+
+
 class Saved(NamedTuple):
     """What autograd keeps of a layer for its backward. inputs, outputs: positions of blobs; extra: bytes of its own.
 
@@ -280,6 +289,11 @@ class Layer:
     def word_bits(self) -> tuple[int | None, int | None] | None:
         """Bits of the short words that the layer itself computes with: of weights, of activations (None: floats). None:
         it computes with floats."""
+        return None
+
+    def fixed_words(self) -> FixedWords | None:
+        """The same for integer programs, with the point; blobs are pairs of a master and its rounded copy. None: there
+        is no such form. Raises LayerError where the layer does not round to the nearest."""
         return None
 
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:

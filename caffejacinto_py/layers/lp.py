@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from caffejacinto_py.layers.base import Blob, Layer, Saved, Shape
+from caffejacinto_py.layers.base import Blob, FixedWords, IntegerForm, Layer, Saved, Shape
 from caffejacinto_py.layers.conv import FIELD as CONV_FIELD
 from caffejacinto_py.layers.conv import Convolution
 from caffejacinto_py.layers.dual import MAX_BITS, Precision, doubled
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from caffejacinto_py.layers.base import IntegerForm
     from caffejacinto_py.layers.folding import Affine, Folded
     from caffejacinto_py.layers.modules.lp import Rounding
 
@@ -78,14 +77,18 @@ class _LowPrecision(Layer):
         self.precision()
         return super().shapes(ins)
 
-    # the plain layer's terms of folding and of integer programs are not those of rounded weights
+    def _word(self) -> tuple[int, int]:
+        """(bits, fraction) for integer programs."""
+        p = self.precision()
+        if self.rounding(inplace=list(self.proto.bottom) == list(self.proto.top)).how != "nearest":
+            raise self.fail("integer programs round to the nearest", FIELD, "rounding_scheme")
+        return p.bd + p.ad, p.ad
+
+    # the plain layer's terms of folding are not those of rounded weights
     def fold_output(self, ins: Sequence[Shape], blobs: Sequence[Any], affine: Affine) -> Folded | None:
         return None
 
     def fold_input(self, ins: Sequence[Shape], blobs: Sequence[Any], affine: Affine) -> Folded | None:
-        return None
-
-    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
         return None
 
 
@@ -116,6 +119,10 @@ class _Dual(_LowPrecision):
     def word_bits(self) -> tuple[int | None, int | None] | None:
         p = self.precision()
         return p.bd + p.ad, None
+
+    def fixed_words(self) -> FixedWords | None:
+        word = self._word()
+        return FixedWords(weight=word, bias=word if self.precision().round_bias else None)
 
     def repeatable(self) -> bool:
         return False  # a second pass would write the rounded blobs again, which the first one's gradient reads
@@ -228,6 +235,12 @@ class LPAct(_LowPrecision):
     def word_bits(self) -> tuple[int | None, int | None] | None:
         p = self.precision()
         return None, p.bd + p.ad
+
+    def integer_form(self, ins: Sequence[Shape]) -> IntegerForm | None:
+        return IntegerForm("round")
+
+    def fixed_words(self) -> FixedWords | None:
+        return FixedWords(top=self._word())
 
     def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
         return Saved(passing=4 * item * prod(ins[0]))  # the gradient passes through; noise and parts of the rounding
