@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
+from torch import Tensor
 
 from caffejacinto_py.errors import DeviceError
 
@@ -34,6 +35,23 @@ def _refused(device: torch.device, error: RuntimeError) -> DeviceError:
     elif isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error):
         hint = "other processes fill its memory: see `nvidia-smi`"
     return DeviceError(f"{device} cannot be used: {first}", hint=hint)
+
+
+class Upload:
+    """Brings tensors of the host to a GPU on a stream of their own: while the kernels of the batch before still run."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """The copy. Kernels that are started from here on wait for it, the host does not."""
+        with torch.cuda.stream(self.stream):
+            found = tensor.pin_memory().to(self.device, non_blocking=True)
+        kernels = torch.cuda.current_stream(self.device)
+        kernels.wait_stream(self.stream)
+        found.record_stream(kernels)  # its memory is not given away before they are through with it
+        return found
 
 
 def tf32_missing(device: torch.device) -> str | None:

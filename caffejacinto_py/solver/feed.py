@@ -11,6 +11,7 @@ from torch import Tensor
 from caffejacinto_py.data import make_feeder
 from caffejacinto_py.data.feeders import Feeder, UserFeeder
 from caffejacinto_py.data.order import Share
+from caffejacinto_py.engine import gpu
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.layers.fillers import fill
 
@@ -34,6 +35,7 @@ class Feed:
         self.workers = workers
         self.share = share
         self.last: dict[str, Tensor] = {}  # the batch of the last `next`
+        self._upload = gpu.Upload(net.device) if net.device.type == "cuda" else None
         self._feeders: dict[str, Feeder] = {}
         self._start: dict[str, int] = {}
 
@@ -58,9 +60,7 @@ class Feed:
         for source in self.sources:
             for top, array in zip(source.tops, feeders[source.node.name].next()):
                 tensor = torch.from_numpy(array)
-                if self.device.type == "cuda":
-                    tensor = tensor.pin_memory().to(self.device, non_blocking=True)
-                batch[top] = tensor
+                batch[top] = self._upload(tensor) if self._upload is not None else tensor
         if self.derive is not None:
             batch |= self.derive(batch)
         self.last = batch

@@ -204,6 +204,7 @@ def fake_cuda() -> Iterator[Seen]:
         return mode.to_host(RNG_STATE())
 
     device = SimpleNamespace(name="fake", total_memory=1 << 34, major=9, minor=0, multi_processor_count=132)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
     here: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
@@ -224,11 +225,15 @@ def fake_cuda() -> Iterator[Seen]:
         "set_device": lambda device: None,
         "set_sync_debug_mode": lambda mode: None,
         "device": lambda device: contextlib.nullcontext(),
+        "Stream": lambda device=None: stream,
+        "stream": lambda stream: contextlib.nullcontext(),
+        "current_stream": lambda device=None: stream,
     }
     with contextlib.ExitStack() as stack:
         for name, value in here.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(torch.cuda, "_initialized", True))
+        stack.enter_context(mock.patch.object(Tensor, "record_stream", lambda self, stream: None))
         stack.enter_context(mock.patch.object(torch, "from_numpy", from_numpy))
         stack.enter_context(mock.patch.object(torch, "get_rng_state", rng_state))
         stack.enter_context(mode)
