@@ -233,7 +233,7 @@ def fake_cuda() -> Iterator[Seen]:
         for name, value in here.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(torch.cuda, "_initialized", True))
-        stack.enter_context(mock.patch.object(Tensor, "record_stream", lambda self, stream: None))
+        stack.enter_context(mock.patch.object(Tensor, "record_stream"))
         stack.enter_context(mock.patch.object(torch, "from_numpy", from_numpy))
         stack.enter_context(mock.patch.object(torch, "get_rng_state", rng_state))
         stack.enter_context(mode)

@@ -15,6 +15,7 @@ from caffejacinto_py.compress.observe import observe
 from caffejacinto_py.engine import precision
 from caffejacinto_py.solver import Solver
 from tests.gpu.fake import CUDA, Seen, fake_cuda
+from tests.layers import test_sixteen_bits
 from tests.solver import helpers
 from tests.solver.test_quantize import SETTINGS
 
@@ -119,6 +120,15 @@ def test_training(tmp_path: Path, name: str) -> None:
     assert found == expected | {LOOK}
     assert seen.waits.count(("tolist", next(p for w, p in seen.waits if w == "tolist"))) == 1  # at the end of `step`
     assert len(seen.uploads) == 4 * (2 if "iter_size" in extra else 1)  # data and labels, through pinned memory
+
+
+def test_every_layer_in_16_bits() -> None:
+    for kind, fields in test_sixteen_bits.CASES:
+        with fake_cuda() as seen:
+            loss, grad, runs = test_sixteen_bits.run(kind, fields, "bf16", device=CUDA)
+            assert loss.device == grad.device == CUDA
+            assert {what for what, _ in seen.waits} <= {"to(cuda)"}, kind  # weights and the input, once
+        assert runs != "FLOAT"
 
 
 @pytest.mark.parametrize("kind", [k for k in SETTINGS if k != "stochastic"])

@@ -59,14 +59,16 @@ layer {{ name: 'l' type: 'Reduction' bottom: 'p' top: 'l' loss_weight: 1 }}
 """
 
 
-def run(kind: str, fields: str, precision: str) -> tuple[torch.Tensor, torch.Tensor, str]:
+def run(
+    kind: str, fields: str, precision: str, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, str]:
     """Loss, gradient of the first layer's weights, what the layer ran in."""
     fields = fields.replace("GROUPS", "convolution_param { num_output: 4 group: 4 kernel_size: 3 pad: 1 }")
     for name in ("convolution_param {", "inner_product_param {"):
         fields = fields.replace(name, name + " weight_filler { type: 'xavier' }")
     graph = prepare(parse(TEXT.format(kind=kind, fields=fields), "NetParameter"), phase="TRAIN")
     table = resolve(graph, precision)
-    net = Net(graph, seed=1, types=table)
+    net = Net(graph, seed=1, types=table, device=device)
     torch.manual_seed(0)
     data = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(2))
     loss = net({"data": data}).loss
