@@ -19,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: the program's own) and return its exit code.
 
     0 done; 1 failed while running; 2 usage; 3 prototxt, weights or data invalid; 4 a comparison found differences;
-    5 another rank of the training ended; 130 stopped by Ctrl-C. Never raises: errors go to stderr as one sentence, with a traceback only under `--debug`.
+    5 another rank of the training ended; 130 stopped by Ctrl-C. Never raises: errors go to stderr as one sentence, with
+    a traceback only under `--debug`.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = _take_debug(args)

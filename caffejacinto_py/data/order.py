@@ -18,8 +18,8 @@ def generator(seed: int, name: str, stream: int, number: int) -> np.random.Gener
 
 
 class Share(NamedTuple):
-    """Which batches are this rank's: `first + rank`, `first + rank + world`, ... parts: so many batches in a row are parts
-    of one batch, for which the random numbers are drawn: data then do not depend on how many ranks share them."""
+    """Which batches are this rank's: `first + rank`, `first + rank + world`, ... parts: so many batches in a row are
+    parts of one batch, for which the random numbers are drawn: data then do not depend on how many ranks share them."""
 
     rank: int = 0
     world: int = 1
@@ -35,8 +35,8 @@ class Order:
     permutes the files and the records inside each file, never across (HDF5Data of BVLC Caffe); one group is a plain
     permutation.
 
-    rank, world, parts, first: see `Share`; every record of an epoch goes to one rank. rand_skip: start up to that many records
-    later, drawn from the seed.
+    rank, world, parts, first: see `Share`; every record of an epoch goes to one rank. rand_skip: start up to that many
+    records later, drawn from the seed.
     """
 
     def __init__(
