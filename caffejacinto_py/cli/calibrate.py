@@ -123,6 +123,7 @@ class _Job:
         log.info("Use %s.", "CPU" if self.device == "cpu" else self.device)
         doc = load_net(model)
         self.dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
+        log.info("Dialect: %s (%s)", self.dialect.name, self.dialect.reason)
         self.settings = initial_settings(doc.message)
         self.doc = Embedded(float_document(doc.message), doc.locs, str(model), tuple(doc.notices))
         self.feed: Any = None

@@ -140,6 +140,7 @@ def _open(doc: Any, phase: str, given: dict[str, Any], log: Any) -> Net:
 
     device = torch.device(devices.pick(given["gpu"], log=log))
     dialect = resolve_dialect(doc.message, None, given["dialect"], compat=given["compat"])
+    log.info("Dialect: %s (%s)", dialect.name, dialect.reason)
     source = NetSource(doc, str(given["model"]), given["level"], given["stage"])
     made: dict[str, Any] = {"dialect": dialect, "device": device, "seed": 0, "python_layers": given["python_layers"]}
     net = build.build_net(source, phase, **made)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from caffejacinto_py.compress import integer_ops as ops
-from caffejacinto_py.compress.integer_ops import Tensor, stored
+from caffejacinto_py.compress.integer_forms import Form, Stored, Tensor, masters, pixels, stored, tensor_form
 from caffejacinto_py.compress.integer_run import FORMAT, MOVES, VERSION, Program
 from caffejacinto_py.compress.numerics import QParams
 from caffejacinto_py.compress.qparams import SUFFIX
@@ -179,17 +179,17 @@ def _source(state: _State, node: Node) -> None:
     for i, value in enumerate(node.outputs):
         q = found.out(i)
         if q is None and state.pixels and i == 0:
-            q = ops.pixels(node)
+            q = pixels(node)
         if q is None:
             state.without[value] = UNQUANTIZED_INPUT
             continue
-        tensor = _tensor(state, value, ops.tensor_form(node, q, "qparam_out", i))
+        tensor = _tensor(state, value, tensor_form(node, q, "qparam_out", i))
         state.inputs.append(tensor.name)
         if tensor.form.power2:
             state.exact.add(tensor.name)
 
 
-def _tensor(state: _State, value: Value, form: ops.Form) -> Tensor:
+def _tensor(state: _State, value: Value, form: Form) -> Tensor:
     name = value.name if value.name not in state.places else str(value)
     tensor = Tensor(name, state.graph.shapes[value], form)
     state.tensors[value] = tensor
@@ -227,15 +227,15 @@ def _compute(state: _State, node: Node, form: IntegerForm) -> None:
     several = len(node.outputs) > 1  # a Convolution with several bottoms: one op a pair
     for i, value in enumerate(node.outputs):
         slope = ops.slope_of(form) if form.op == "relu" else None
-        blobs = ops.masters(found, state.weights.get(node.name, ()))
+        blobs = masters(found, state.weights.get(node.name, ()))
         kept = _kept(state, node, form, ins[i : i + 1] if several else ins, found, blobs)
         settled = _settle(state, node, value, found.out(i), slope, kept)
         if settled is None:
             state.without[value] = ""
             continue
         layers, last, made, slope = settled
-        if not isinstance(made, ops.Form):
-            made = ops.tensor_form(layers[-1], made, "qparam_out", 0 if len(layers) > 1 else i)
+        if not isinstance(made, Form):
+            made = tensor_form(layers[-1], made, "qparam_out", 0 if len(layers) > 1 else i)
         out = _tensor(state, last, made)
         key = node.name if not several else f"{node.name}[{i}]"
         op = ops.emit(node, form, [ins[i]] if several else ins, out, found, blobs, slope=slope)
@@ -250,8 +250,8 @@ def _compute(state: _State, node: Node, form: IntegerForm) -> None:
 
 
 def _kept(
-    state: _State, node: Node, form: IntegerForm, ins: Sequence[Tensor], found: ops.Stored, blobs: Sequence[np.ndarray]
-) -> ops.Form | None:
+    state: _State, node: Node, form: IntegerForm, ins: Sequence[Tensor], found: Stored, blobs: Sequence[np.ndarray]
+) -> Form | None:
     """In a net whose layers round by themselves: the form of a top that needs no rounding. None: it needs some."""
     if not state.fixed:
         return None
@@ -262,8 +262,8 @@ def _kept(
 
 
 def _settle(
-    state: _State, node: Node, value: Value, q: QParams | None, slope: Fraction | None, kept: ops.Form | None
-) -> tuple[list[Node], Value, QParams | ops.Form, Fraction | None] | None:
+    state: _State, node: Node, value: Value, q: QParams | None, slope: Fraction | None, kept: Form | None
+) -> tuple[list[Node], Value, QParams | Form, Fraction | None] | None:
     """From a top that is not quantized to the one that is: ReLU layers in between join, and one that rounds. (layers,
     value, qparams, slope below zero; None: there is no ReLU). None: a layer without integer form follows, which is an
     error of its own. kept: the form of the top where nothing that follows rounds it."""

@@ -122,6 +122,18 @@ def test_a_mistake_in_the_solver_file_is_shown_there(folder: Path) -> None:
     assert found.loc == Loc("solver.prototxt", 2, 1)
 
 
+def test_what_a_stage_simulates_does_not_make_it_another_forks(folder: Path) -> None:
+    """`quantize` is a field of caffe-jacinto; the stage before counted as BVLC Caffe, and so does this one."""
+    net = (folder / "net.prototxt").read_text().replace("batch_norm_param { scale_bias: true }", "")
+    (folder / "net.prototxt").write_text(net)
+    initial, sparse, test, quantized = jobs(folder)
+    assert [j.dialect.name for j in (initial, test, quantized)] == ["bvlc"] * 3
+    assert sparse.dialect.name == "jacinto"  # its solver says so
+    assert quantized.texts()["test.prototxt"].startswith("# dialect: bvlc\n")
+    assert sparse.texts()["train.prototxt"].startswith("# dialect: jacinto\n")
+    assert "dialect" not in test.texts()["test.prototxt"]
+
+
 def test_weights_that_a_solver_names(folder: Path) -> None:
     (folder / "solver.prototxt").write_text((folder / "solver.prototxt").read_text() + 'weights: "w.caffemodel"\n')
     found = error(folder)
