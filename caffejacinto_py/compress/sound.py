@@ -98,11 +98,15 @@ class Sound(Simulation):
             ends = self.ranks.least(torch.stack([torch.stack(lows), -torch.stack(highs)], 1).float())
             new = torch.stack([ends[:, 0], -ends[:, 1]], 1) * s.expansion
             old = self.ranges.to(new.device)
-            mean = torch.lerp(old[rows], new, 1.0 if self.count == 0 else s.rate)
-            mean = torch.where(torch.isnan(old[rows]) | (self.count == 0), new, mean)
+            whole = len(rows) == len(old)  # nearly always; a list of places would make the host wait for a GPU
+            before = old if whole else old[rows]
+            mean = torch.lerp(before, new, 1.0 if self.count == 0 else s.rate)
+            mean = torch.where(torch.isnan(before) | (self.count == 0), new, mean)
             # one bad pass does not spoil the range for ever
-            old[rows] = torch.where(torch.isfinite(mean), mean, old[rows])
-            self.ranges = old
+            mean = torch.where(torch.isfinite(mean), mean, before)
+            if not whole:
+                old[rows] = mean
+            self.ranges = mean if whole else old
             self._seen = {}
         self.advance()
 

@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -28,7 +29,7 @@ OURS = f"{os.sep}caffejacinto_py{os.sep}"
 WAITS = {
     "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__contains__", "nonzero",
     "equal", "allclose", "argwhere", "is_nonzero", "masked_select", "unique", "unique_consecutive", "bincount",
-    "repeat_interleave",
+    "repeat_interleave", "one_hot", "new_tensor", "inverse", "linalg_inv", "linalg_solve", "linalg_svd", "linalg_eigh",
 }  # fmt: skip
 MAY_MIX = {"copy_", "_foreach_copy_", "__getitem__", "__setitem__", "index_put_", "index_put", "index", "set_"}
 STRICT = {"stack", "cat", "_fused_sgd_", "_fused_adam_", "_fused_adagrad_"}  # scalars of the host will not do either
@@ -91,6 +92,7 @@ class FakeCuda(TorchFunctionMode):
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         self._check(name, tensors, kwargs)
+        self._look(name, args)
         return self._call(func, name, tensors, args, kwargs)
 
     def _call(self, func: Any, name: str, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
@@ -173,6 +175,17 @@ class FakeCuda(TorchFunctionMode):
             value_is_tensor = name == "__setitem__" and len(tensors) > 2
             if masks and (name == "__getitem__" or value_is_tensor):
                 self.wait(f"{name} with a mask")
+
+    def _look(self, name: str, args: Any) -> None:
+        """Calls that wait because of what is no tensor in them."""
+        if not args or not isinstance(args[0], Tensor) or self.on_host(args[0]):
+            return
+        if name in ("__getitem__", "__setitem__"):
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(p, (list, np.ndarray)) for p in parts):
+                self.wait(f"{name} with a list")
+        elif name == "where" and len(args) == 1:
+            self.wait("where of one tensor")
 
     def wait(self, what: str) -> None:
         """Somebody waits for the device."""
