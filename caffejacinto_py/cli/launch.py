@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 GONE = 5  # exit code of a rank that only noticed that another one had ended
 GRACE = 30.0  # seconds that the others have to notice it
@@ -23,14 +24,15 @@ LOOK = 0.05
 log = logging.getLogger(__name__)
 
 
-def run(args: Sequence[str], world: int, *, threads: int | None = None) -> int:
+def run(args: Sequence[str], world: int, *, threads: int | None = None, record: Path | None = None) -> int:
     """Run `caffejacinto ARGS` in `world` processes until all have ended; returns the exit code of the run.
 
     Rank 0 has this process's stdout and stderr. The others are quiet; what they wrote is shown when one of them was
-    the first to fail. threads: CPU threads of each; None: they share the processors.
+    the first to fail. threads: CPU threads of each; None: they share the processors. record: a file to which rank 0's
+    stderr is appended as well.
     """
     with tempfile.TemporaryDirectory(prefix="caffejacinto-") as folder:
-        group = _Group(args, world, Path(folder), threads)
+        group = _Group(args, world, Path(folder), threads, record)
         with group:
             group.wait()
         return group.verdict()
@@ -39,12 +41,13 @@ def run(args: Sequence[str], world: int, *, threads: int | None = None) -> int:
 class _Group:
     """The processes of a run. While it is entered, signals go to all of them."""
 
-    def __init__(self, args: Sequence[str], world: int, folder: Path, threads: int | None) -> None:
-        self.folder, self.world = folder, world
+    def __init__(self, args: Sequence[str], world: int, folder: Path, threads: int | None, record: Path | None) -> None:
+        self.folder, self.world, self.record = folder, world, record
         self.processes: list[subprocess.Popen[bytes]] = []
         self.failed: int | None = None  # the first rank that failed by itself
         self._former: dict[int, Any] = {}
         self._interrupted = False
+        self._copier: threading.Thread | None = None
         self._command = [sys.executable, "-m", "caffejacinto_py", *args]
         self._env = {**os.environ, "WORLD_SIZE": str(world)}
         self._env["CAFFEJACINTO_RENDEZVOUS"] = f"file://{folder}/meeting"
@@ -67,14 +70,21 @@ class _Group:
 
     def __exit__(self, *exc: object) -> None:
         self._end_all()
+        if self._copier is not None:
+            self._copier.join()
         for number, former in self._former.items():
             signal.signal(number, signal.SIG_DFL if former is None else former)
 
     def _start(self, rank: int) -> subprocess.Popen[bytes]:
         env = {**self._env, "RANK": str(rank), "LOCAL_RANK": str(rank), "CAFFEJACINTO_LAUNCHER": str(os.getpid())}
         # a session of its own: Ctrl-C reaches it once, through us
-        if rank == 0:
+        if rank == 0 and self.record is None:
             return subprocess.Popen(self._command, env=env, start_new_session=True)
+        if rank == 0:
+            process = subprocess.Popen(self._command, env=env, start_new_session=True, stderr=subprocess.PIPE)
+            self._copier = threading.Thread(target=_copy, args=(process.stderr, self.record), daemon=True)
+            self._copier.start()
+            return process
         with open(self._words(rank), "wb") as words:
             return subprocess.Popen(self._command, env=env, start_new_session=True, stdout=words, stderr=words)
 
@@ -143,6 +153,16 @@ class _Group:
         text = self._words(rank).read_text(errors="replace").strip()
         if text:
             print(f"rank {rank}: {text}", file=sys.stderr)
+
+
+def _copy(words: IO[bytes], record: Path) -> None:
+    """What a process says, to stderr and into a file, line by line."""
+    with open(record, "ab") as file:
+        for line in words:
+            file.write(line)
+            file.flush()
+            sys.stderr.write(line.decode(errors="replace"))
+            sys.stderr.flush()
 
 
 def _name(number: int) -> str:

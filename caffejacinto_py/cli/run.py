@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from caffejacinto_py.cli import options
-from caffejacinto_py.errors import UsageError
+from caffejacinto_py.cli import options, ranks
+from caffejacinto_py.errors import CaffeError, UsageError
 
 if TYPE_CHECKING:
     from caffejacinto_py.recipes.runner import Runner
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
 @click.option("--output", metavar="DIR", help="The run's folder, instead of the recipe's.")
 @click.option("--set", "assignments", multiple=True, metavar="VAR=VALUE", help="Change a variable; repeatable.")
 @options.running
+@ranks.options
 def command(recipe: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     """Run a recipe: stages of training and testing, each from the weights of the one before.
 
     RECIPE is a yaml file, see docs/recipes.md. Every stage gets a folder with its prototxts, log, weights and
     result.json; at the end there is a table. A run goes on where it was: finished stages are kept while nothing that
     decides their outcome has changed, an interrupted one continues from its newest snapshot. Exit code 130 when Ctrl-C
-    stopped it.
+    stopped it. With --gpu=0,1 or --ranks stages train on several ranks (docs/ranks.md) and test on the first device.
 
     JSON: {"recipe", "output", "stopped", "stages": [{"stage", "kind", "iterations", "seconds", "loss", "top1", "top5",
     "outputs", "zeros", "count", "sparsity", "weight_bits", "activation_bits"}]}. With --dry-run: {"recipe", "output",
     "variables", "stages": [{"stage", "kind", "folder", "action", "weights", "iterations", "files": {name: text}}]}.
     """
-    from caffejacinto_py.cli import devices
     from caffejacinto_py.cli.running import prepare_run
     from caffejacinto_py.recipes import recipe as reading
     from caffejacinto_py.recipes import table
@@ -44,9 +45,12 @@ def command(recipe: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     log = prepare_run(given)
     found = reading.load(recipe, variables=_variables(given["assignments"]), output=given["output"])
     jobs = resolve(found, dialect=given["dialect"], compat=given["compat"])
-    device = devices.pick(given["gpu"], log=log) if given["gpu"] is not None and not dry_run else None
     shared = {name: given[name] for name in ("dialect", "workers", "python_layers", "start")}
-    runner = Runner(found, jobs, device=device, **shared)
+    runner = Runner(found, jobs, **shared)
+    if not dry_run and (given["gpu"] is not None or given["ranks"] is not None):
+        place = ranks.place(given, solver_mode=None, log=log)
+        runner.device = place.device if given["gpu"] is not None else None
+        runner.elsewhere = _launcher(place, given) if place.launch else None
     if dry_run:
         return _plan(runner, as_json)
     runner.run()
@@ -55,6 +59,28 @@ def command(recipe: Path, dry_run: bool, as_json: bool, **given: Any) -> int:
     elif runner.results:
         click.echo(table.text(runner.results))
     return 130 if runner.stopped else 0
+
+
+def _launcher(place: ranks.Place, given: dict[str, Any]) -> Callable[[Any, Sequence[str], str | None], bool]:
+    """Trains a stage on several ranks, as `caffejacinto train` on its solver does."""
+    words = ["--ranks", str(place.world), "--rank-timeout", str(given["rank_timeout"])]
+    words += ["--workers", str(given["workers"]), "--log-level", given["log_level"]]
+    for name in ("gpu", "dialect", "threads"):
+        words += [f"--{name}", str(given[name])] if given[name] else []
+    words += ["--sync-bn"] * given["sync_bn"] + ["--allow-python-layers"] * given["python_layers"]
+
+    def train(job: Any, weights: Sequence[str], state: str | None) -> bool:
+        from caffejacinto_py.cli import launch
+
+        args = ["train", "--solver", job.path("solver.prototxt"), "--metrics", job.path("metrics.jsonl"), *words]
+        args += [f"--compat={name}={value}" for name, value in job.dialect.compat.changed().items()]
+        args += ["--snapshot", state] if state else ["--weights", ",".join(weights)] if weights else []
+        code = launch.run(args, place.world, threads=given["threads"], record=Path(job.path("run.log")))
+        if code not in (0, 130):
+            raise CaffeError(f"training on {place.world} ranks ended with exit code {code}", hint="see the lines above")
+        return code == 0
+
+    return train
 
 
 def _variables(assignments: tuple[str, ...]) -> dict[str, str]:
@@ -101,7 +127,7 @@ def _plan(runner: Runner, as_json: bool) -> int:
 def _check(plan: list[tuple[Any, str]], python_layers: bool) -> None:
     """Raises what is wrong with the nets, as far as that can be told without their data."""
     from caffejacinto_py.checking import fit
-    from caffejacinto_py.errors import CaffeError, raise_all
+    from caffejacinto_py.errors import raise_all
 
     errors: list[CaffeError] = []
     for job, _ in plan:

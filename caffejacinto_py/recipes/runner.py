@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +39,8 @@ class Runner:
     """A recipe about to run.
 
     start: stage to begin with, run anew; the ones before it must have finished. device: of torch, None lets each solver
-    decide. dialect: as given to `resolve`.
+    decide. dialect: as given to `resolve`. elsewhere: trains a stage in other processes, from these weights or this
+    solverstate; False when Ctrl-C came.
     """
 
     recipe: Recipe
@@ -49,6 +50,7 @@ class Runner:
     dialect: str | None = None
     workers: int = 1
     python_layers: bool = False
+    elsewhere: Callable[[Job, Sequence[str], str | None], bool] | None = None
     stopped: bool = False
     results: list[Result] = field(default_factory=list)
 
@@ -187,6 +189,8 @@ class Runner:
         state = find_latest(job.solver.snapshot_prefix) if resume else None
         if resume and state is None:
             log.info("Stage %s was interrupted before its first snapshot: starting it anew", job.name)
+        if self.elsewhere is not None:
+            return self.elsewhere(job, () if state else weights, state)
         solver = Solver(
             load_solver(job.path("solver.prototxt")),
             device=device_of(job, self.device),
@@ -253,7 +257,7 @@ def as_json(runner: Runner) -> Mapping[str, Any]:
         "output": runner.recipe.output,
         "stopped": runner.stopped,
         "stages": [
-            {"stage": r.stage, "kind": r.kind, "iterations": r.iterations, "seconds": r.seconds, **r.scores}
+            {**r.scores, "stage": r.stage, "kind": r.kind, "iterations": r.iterations, "seconds": r.seconds}
             for r in runner.results
         ],
     }

@@ -299,3 +299,27 @@ def test_errors_of_the_verb(folder: Path, capsys: Capture) -> None:
     err = capsys.readouterr().err
     assert "recipe.yaml:29:11: error: unknown kind of stage 'tests'" in err
     assert "    kind: tests" in err
+
+
+def test_stages_train_on_several_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same files and the same table as of one process; the log of rank 0 is in run.log."""
+    text = (folder / "recipe.yaml").read_text()
+    (folder / "recipe.yaml").write_text(text[: text.index("  - name: sparse")])
+    assert main(["run", "recipe.yaml", "--ranks", "2", "--threads", "1", "--json"]) == 0
+    out = capsys.readouterr()
+    stage = json.loads(out.out)["stages"][0]
+    assert (stage["stage"], stage["iterations"]) == ("initial", 10)
+    assert stage["top1"] > 0
+    (log,) = (folder).glob("**/initial/run.log")
+    said = log.read_text()
+    assert said.count("Optimization Done.") == 1
+    assert "Stage initial (train)" in said
+    assert "Optimization Done." in out.err
+
+
+def test_a_stage_that_fails_on_several_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["run", "recipe.yaml", "--ranks", "3", "--threads", "1", "--dialect", "nvcaffe"]
+    assert main(args) == 1
+    err = capsys.readouterr().err
+    assert "cannot be divided among 3 ranks" in err
+    assert "stage 'initial': training on 3 ranks ended with exit code 3" in err
