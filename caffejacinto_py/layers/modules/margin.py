@@ -144,7 +144,7 @@ class LabelSpecificAdd(nn.Module):
         self.register_buffer("iteration", torch.tensor(float(iteration), dtype=torch.float64), persistent=False)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        bias = x.new_tensor(self.bias) if self.schedule is None else self.annealed().to(x.dtype)
+        bias = x.new_full((), self.bias) if self.schedule is None else self.annealed().to(x.dtype)
         y = self.add(x, label, bias) if self.training else x.clone()
         return (y, bias.reshape(1)) if self.with_bias else y
 
