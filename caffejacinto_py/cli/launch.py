@@ -45,6 +45,7 @@ class _Group:
         self.folder, self.world, self.record = folder, world, record
         self.processes: list[subprocess.Popen[bytes]] = []
         self.failed: int | None = None  # the first rank that failed by itself
+        self.hung: int | None = None  # the first one that did not notice the end of another
         self._former: dict[int, Any] = {}
         self._interrupted = False
         self._copier: threading.Thread | None = None
@@ -112,6 +113,7 @@ class _Group:
             if deadline is None and any(c not in (None, 0, 130) for c in codes):
                 deadline = time.monotonic() + GRACE
             if deadline is not None and time.monotonic() > deadline:
+                self.hung = codes.index(None)
                 return
             time.sleep(LOOK)
 
@@ -127,6 +129,10 @@ class _Group:
     def verdict(self) -> int:
         """Say what rank 0 did not say itself; the exit code of the run."""
         codes = [self._code(p.returncode) for p in self.processes]
+        if self._interrupted and 130 in codes and set(codes) <= {0, 130, GONE}:
+            return 130  # a second Ctrl-C: who ends later notices that the others have
+        if self.failed is None and self.hung is not None:
+            return self._blame(self.hung, codes)
         failed = 0 if codes[0] not in (0, 130, GONE) else self.failed
         if failed is None or codes[failed] in (0, 130):
             failed = next((r for r, c in enumerate(codes) if c not in (0, 130)), None)
@@ -139,17 +145,31 @@ class _Group:
             print(f"error: rank {failed} of {self.world} ended with exit code {code}:", file=sys.stderr)
         if failed:
             self._show(failed)
-        if failed == 0 and code < 0:  # somebody who lived on knows the last snapshot
-            witness = next((r for r, c in enumerate(codes) if c == GONE), None)
-            if witness is not None:
-                self._show(witness)
+        if failed == 0 and code < 0:
+            self._ask_witness(codes)
         return code if code > 0 else 1
+
+    def _blame(self, hung: int, codes: list[int]) -> int:
+        """All others ended because this rank did not answer."""
+        print(f"error: rank {hung} of {self.world} did not answer and was ended", file=sys.stderr)
+        self._show(hung)
+        if codes[0] != GONE:
+            self._ask_witness(codes)
+        return GONE
+
+    def _ask_witness(self, codes: list[int]) -> None:
+        """Somebody who lived on knows the last snapshot."""
+        witness = next((r for r, c in enumerate(codes) if c == GONE), None)
+        if witness is not None:
+            self._show(witness)
 
     def _code(self, code: int) -> int:
         """A rank that Ctrl-C caught before it could train was stopped, too."""
         return 130 if self._interrupted and code == -signal.SIGINT else code
 
     def _show(self, rank: int) -> None:
+        if rank == 0:  # it has said it here
+            return
         text = self._words(rank).read_text(errors="replace").strip()
         if text:
             print(f"rank {rank}: {text}", file=sys.stderr)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from caffejacinto_py.errors import CaffeError, UsageError
 TIMEOUT = 600.0  # seconds: longer than a snapshot of a large net takes on a slow disk
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 RENDEZVOUS = "CAFFEJACINTO_RENDEZVOUS"  # where the ranks of our own launcher meet, instead of env://
+MEETING = "meeting"  # the name of that file, in a folder of the launcher's
 LAUNCHER = "CAFFEJACINTO_LAUNCHER"  # process number of that launcher
 
 
@@ -203,9 +205,17 @@ def follow_launcher() -> None:
         while os.getppid() == int(launcher):
             time.sleep(1)
         print(f"rank {os.environ.get('RANK')}: the process that started the ranks is gone", file=sys.stderr)
+        _clear(os.environ.get(RENDEZVOUS, ""))
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="follow-launcher", daemon=True).start()
+
+
+def _clear(rendezvous: str) -> None:
+    """Remove the folder that our launcher made and can no longer remove."""
+    folder, file = os.path.split(rendezvous.removeprefix("file://"))
+    if file == MEETING and rendezvous.startswith("file://"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -118,6 +118,36 @@ def test_ranks_that_do_not_end_are_ended(as_ranks: object, monkeypatch: pytest.M
     began = time.monotonic()
     assert as_ranks("time.sleep(100) if rank else sys.exit(5)") == 5  # type: ignore[operator]
     assert time.monotonic() - began < 30
+    assert "error: rank 1 of 2 did not answer and was ended" in capfd.readouterr().err
+    text = "if rank: print('last: x', file=sys.stderr); sys.exit(5)\ntime.sleep(100)"
+    assert as_ranks(text) == 5  # type: ignore[operator]
+    assert capfd.readouterr().err == "error: rank 0 of 2 did not answer and was ended\nrank 1: last: x\n"
+
+
+def test_a_second_ctrl_c_is_no_error(as_ranks: object, tmp_path: Path, capfd: Capfd) -> None:
+    """One rank is ended by it, the other notices that."""
+    text = (
+        "signal.signal(signal.SIGINT, (lambda *_: sys.exit(5)) if rank else signal.SIG_DFL)\n"
+        f"open('{tmp_path}/' + str(rank), 'w').close()\n"
+        f"while len(os.listdir('{tmp_path}')) < 2: time.sleep(0.01)\n"
+        "if rank == 0: os.kill(os.getppid(), signal.SIGINT)\n"
+        "time.sleep(60)"
+    )
+    assert as_ranks(text) == 130  # type: ignore[operator]
+    assert capfd.readouterr().err == ""
+
+
+def test_ranks_clear_up_behind_a_killed_launcher(tmp_path: Path) -> None:
+    from caffejacinto_py.engine import ranks
+
+    folder = tmp_path / "launched"
+    folder.mkdir()
+    (folder / "meeting").write_text("")
+    ranks._clear("env://")
+    ranks._clear(f"file://{tmp_path}/other")
+    assert (folder / "meeting").exists()
+    ranks._clear(f"file://{folder}/meeting")
+    assert not folder.exists()
 
 
 def test_signals_go_to_all_ranks(as_ranks: object, tmp_path: Path) -> None:
