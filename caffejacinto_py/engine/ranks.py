@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from caffejacinto_py.engine.meeting import room
 from caffejacinto_py.errors import CaffeError, UsageError
 
 TIMEOUT = 600.0  # seconds: longer than a snapshot of a large net takes on a slow disk
@@ -184,7 +185,9 @@ def join(rank: int, world: int, *, device: str | torch.device = "cpu", timeout: 
         torch.cuda.set_device(ranks.device)
         more["device_id"] = ranks.device
     try:
-        dist.init_process_group("nccl" if gpu else "gloo", init_method=meeting, **more)
+        store, *_ = next(dist.rendezvous(meeting, rank, world, timeout=wait))
+        more["store"] = room(store, rank, world, timeout=wait)
+        dist.init_process_group("nccl" if gpu else "gloo", **more)
         ranks._control = dist.new_group(backend="gloo", timeout=wait)
     except (RuntimeError, ValueError) as e:
         text = f"rank {rank} of {world} does not find the others: {_first_line(e)}"

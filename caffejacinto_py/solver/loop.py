@@ -96,7 +96,8 @@ class Solver(Resumable, Display):
             train = nets.divide(train, ranks.world)
         if param.snapshot:
             self.check_snapshots()
-        names = self._agree(train, tests, weights)
+        chosen = {"--precision": precision, "--sync-bn": sync_bn, "--on-nan": on_nan}
+        names = self._agree(train, tests, weights, chosen)
         self.device = build.choose_device(param, device)
         self.seed = ranks.share(build.choose_seed(param) if ranks.first else None)
         build.seed_everything(self.seed)
@@ -147,12 +148,15 @@ class Solver(Resumable, Display):
         self.test_feeds = [Feed(net, seed=seed, workers=workers, share=whole) for net in self.test_nets]
         options["teachers"].attach(self.feed, *self.test_feeds)
 
-    def _agree(self, train: nets.NetSource, tests: Sequence[nets.NetSource], weights: Any) -> list[str]:
-        """Before anything is built: all ranks have the same files. Returns the names of the weights files."""
+    def _agree(
+        self, train: nets.NetSource, tests: Sequence[nets.NetSource], weights: Any, chosen: dict[str, Any]
+    ) -> list[str]:
+        """Before anything is built: all ranks have the same files and options. Returns the weights files."""
         names = build.split_names(weights) or build.split_names(list(self.param.weights))
         if not self.ranks.alone:
             sources = {"the train net": train, **{f"test net {i}": t for i, t in enumerate(tests)}}
-            together.check_same(self.ranks, together.facts(self.param, sources, names))
+            chosen |= {"--dialect": self.dialect.name, "--compat": repr(self.dialect.compat)}
+            together.check_same(self.ranks, together.facts(self.param, sources, names, options=chosen))
         return names
 
     @property

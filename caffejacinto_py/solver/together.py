@@ -31,9 +31,12 @@ class DifferentError(InputError):
 
 
 # --- the same everywhere ---------------------------------------------------------------------------------------------
-def facts(param: Any, sources: Mapping[str, NetSource], weights: Iterable[str]) -> dict[str, Any]:
-    """What must be the same on all ranks, by the name to tell the user. Reads files, not data."""
-    found: dict[str, Any] = {"the version of torch": torch.__version__, "the solver": _crc(param)}
+def facts(
+    param: Any, sources: Mapping[str, NetSource], weights: Iterable[str], *, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What must be the same on all ranks, by the name to tell the user. Reads files, not data. options: of the
+    command line, by their names."""
+    found: dict[str, Any] = {"the version of torch": torch.__version__, "the solver": _crc(param), **options}
     for name, source in sources.items():
         found[f"{name} ({source.label})"] = [_crc(source.doc.message), source.level, list(source.stages)]
     for path in weights:

@@ -53,6 +53,21 @@ def test_a_killed_rank_ends_the_run_with_its_last_snapshot(folder: Path) -> None
     assert main(["train", "--solver", "solver.prototxt", "--snapshot", "auto", "--iterations", "5"]) == 0
 
 
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_run_again(folder: Path) -> None:
+    """It hands the second run the store of the first, with the addresses of dead processes."""
+    train = ["-m", "caffejacinto_py", "train", "--solver", "solver.prototxt", "--gpu", "-1", "--snapshot", "auto"]
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1", *train]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen([sys.executable, *words, "--iterations", "400"], env=env, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: (folder / "snap_iter_4.solverstate.extra").exists())
+    os.kill(ranks_below(run.pid)[1], signal.SIGKILL)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err[-2000:]
+    assert "Restoring previous solver status from snap_iter_" in err
+    assert (folder / "snap_iter_400.caffemodel").exists()
+
+
 def wait_for(ready: object, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not ready():  # type: ignore[operator]

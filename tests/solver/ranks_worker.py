@@ -154,6 +154,16 @@ def refused(folder: Path, out: Path, ranks: Ranks) -> dict[str, Any]:
     return {}
 
 
+def other_options(folder: Path, out: Path, ranks: Ranks) -> dict[str, Any]:
+    """Ranks with the same files and other options."""
+    options = {"precision": "fp64", "sync_bn": True} if ranks.rank else {}
+    try:
+        make_solver(folder / "plain", TRAIN, ranks=ranks, **options)
+    except CaffeError as e:
+        return {"error": str(e), "kind": type(e).__name__}
+    return {}
+
+
 def left(folder: Path, out: Path, ranks: Ranks) -> dict[str, Any]:
     """Weights that have become different are noticed at a snapshot."""
     run = solver(folder, "plain", ranks, f'snapshot_prefix: "{out}/left"')
@@ -170,7 +180,7 @@ def left(folder: Path, out: Path, ranks: Ranks) -> dict[str, Any]:
     return {}
 
 
-SCENARIOS: tuple[Callable[..., Any], ...] = (variants, resume, stop, bad_loss, refused, left)
+SCENARIOS: tuple[Callable[..., Any], ...] = (variants, resume, stop, bad_loss, refused, other_options, left)
 
 
 def main(folder: Path) -> None:

@@ -157,6 +157,8 @@ def test_ranks_with_different_files(two: Path) -> None:
         error = found(two, rank)["refused"]
         assert error["kind"] == "DifferentError"
         assert "rank 1 and rank 0 do not train the same: the solver differs" in error["error"]
+        other = found(two, rank)["other_options"]
+        assert "do not train the same: --precision, --sync-bn differ" in other["error"]
 
 
 def test_weights_that_left_each_other_are_noticed(two: Path) -> None:
