@@ -1,9 +1,9 @@
 """What training in little memory costs: a plain step against planned ones, and measured bytes against the plan.
 
 A step is forward and backward of a net of models/ on random inputs, in this process (no update, which is the same for
-all). Budgets are shares of the activations that the unplanned net has at its fullest moment. The contenders take turns
-in rotating order; the ratio to the plain step is taken per round, on a CPU in time of the processor. Bytes: torch's
-allocator during one step, from the profiler's record; gradients of weights are part of it, so they are of the plan.
+all). Budgets are shares of the activations and gradients that the unplanned net has at its fullest moment. The
+contenders take turns in rotating order; the ratio to the plain step is taken per round, on a CPU in time of the
+processor. Bytes: torch's allocator during one step, from the profiler's record; with gradients of weights, as the plan.
 
 Then whole trainings, planned and not, from one seed: are gradients of every iteration, weights, statistics and buffers,
 random state and the bytes of both snapshot files the same? `--same` iterations of a small net with BatchNorm and
@@ -49,7 +49,7 @@ class Contender:
         self.plan = make_plan(graph, numbers=numbers)
         if share is not None:
             refine = (lambda chain: profile(self.net, chain, self.batch)) if args.profile else None
-            budget = self.plan.fixed + int(share * self.plan.plain.peak)
+            budget = max(self.plan.update, self.plan.fixed + int(share * self.plan.plain.peak))
             strategy = parse(args.strategy)
             self.plan = make_plan(graph, budget=budget, strategy=strategy, numbers=numbers, refine=refine)
             self.net.recompute = Recompute(self.net, self.plan.chain, self.plan.schedule)
@@ -133,7 +133,8 @@ def training(net: Any, iterations: int, share: float | None, strategy: str) -> d
     solver = Solver(param, device="cpu")
     if share is not None:
         plain = make_plan(solver.net.graph, numbers=numbers_of(solver.net))
-        attach(solver.net, plain.fixed + int(share * plain.plain.peak), strategy=parse(strategy))
+        budget = max(plain.update, plain.fixed + int(share * plain.plain.peak))
+        attach(solver.net, budget, strategy=parse(strategy))
     found = {
         k: hashlib.sha256() for k in ("gradients", "weights and statistics", "buffers", "random state", "snapshot")
     }
@@ -205,13 +206,13 @@ def main() -> None:
             c.timed()
         rounds.append([(c.cpu, c.wall) for c in contenders])
     print(f"{args.net}, batch {args.batch}, {args.size} pixels, {args.device}, {torch.get_num_threads()} threads")
-    print("share  plan acts  plan all  measured  predicted time  measured time (min .. max)  wall s")
+    print("share  plan MiB  measured  predicted time  measured time (min .. max)  wall s")
     for k, c in enumerate(contenders):
-        planned = c.plan.cost.peak + c.plan.memory.gradients
+        planned = c.plan.cost.peak
         ratios = sorted(row[k][0] / row[0][0] for row in rounds)
         peak, mib = c.peak(), 2**20
         print(
-            f"{'plain' if c.share is None else f'{c.share:.2f}':5}  {c.plan.cost.peak / mib:9.1f}  {planned / mib:8.1f}"
+            f"{'plain' if c.share is None else f'{c.share:.2f}':5}  {planned / mib:8.1f}"
             f"  {peak / mib:8.1f}  {c.plan.ratio:14.3f}  {statistics.median(ratios):5.3f} ({ratios[0]:.3f} .. "
             f"{ratios[-1]:.3f})         {statistics.median(row[k][1] for row in rounds):.2f}"
             f"{'  within the plan' if peak <= planned else '  MORE THAN PLANNED'}"

@@ -55,11 +55,13 @@ def command(
     predicted peak and time. `train --memory-budget` runs that schedule. Exit code 1 where no schedule fits: the message
     names the least budget, the largest batch and the layer that needs most. See docs/memory.md.
 
-    JSON: {"name", "batch", "strategy", "budget", "fixed" (weights, gradients, history), "teachers": {"weights" (in
-    "fixed"), "passing" (while they run)}, "plain" and "planned": {"peak", "kept", "seconds", "forwards"}, "ratio" (of
-    time), "schedule", "stages": [{"name", "first", "last" (steps), "fixed" (never run again), "live", "tape",
-    "forward", "backward"}], "choices": [{"budget", "peak", "ratio"}]}; bytes and seconds, estimated ones unless
-    --profile. With --table: {"rows": [{"name", "params", "state", "activations": {"b1@224": bytes, ...}}]}.
+    JSON: {"name", "batch", "strategy", "budget", "adds" (iter_size over 1), "fixed" (weights, history; gradients of
+    weights where "adds"), "gradients" (of weights, which else come in backward), "update" (bytes while weights are
+    updated), "teachers": {"weights" (in "fixed"), "passing" (while they run)}, "plain" and "planned": {"peak"
+    (activations and gradients beside "fixed"), "kept", "seconds", "forwards"}, "all": {"plain", "planned"} (at the
+    fullest moment), "ratio" (of time), "schedule", "stages": [{"name", "first", "last" (steps), "fixed" (never run
+    again), "live", "tape", "forward", "backward"}], "choices": [{"budget", "peak", "ratio"}]}; bytes and seconds,
+    estimated ones unless --profile. With --table: {"rows": [{"name", "params", "state", "activations": {"b1@224": bytes, ...}}]}.
     """
     if table:
         return _table(model, given, as_json)
@@ -164,6 +166,10 @@ def describe(made: MemoryPlan, graph: Graph, strategy: str) -> dict[str, Any]:
         "strategy": strategy,
         "budget": made.budget,
         "fixed": made.fixed,
+        "gradients": made.memory.gradients,
+        "adds": made.adds,
+        "update": made.update,
+        "all": {"plain": replace(made, cost=made.plain).peak, "planned": made.peak},
         "teachers": {"weights": made.beside.weights, "passing": made.beside.passing},
         "plain": asdict(made.plain),
         "planned": asdict(made.cost),
@@ -179,13 +185,16 @@ def _choices(made: MemoryPlan, chain: Chain) -> list[dict[str, Any]]:
     from caffejacinto_py.engine.memory import rotor
 
     table = rotor.solve(chain)
-    costs = [rotor.within(table, int(made.plain.peak * share)) for share in SHARES]
-    found = [cost for _, cost in filter(None, costs)]
+    floor = max(made.update - made.fixed, made.beside.passing)  # less in a pass saves nothing
+    wanted = dict.fromkeys(max(int(made.plain.peak * share), floor) for share in SHARES)
+    found = [cost for _, cost in filter(None, (rotor.within(table, count) for count in wanted))]
     least = rotor.least(table)[1]
-    if found[-1].peak > least.peak:
+    if found[-1].peak > max(least.peak, floor):
         found.append(least)
     plain = made.plain.seconds or 1.0
-    return [{"budget": made.fixed + c.peak, "peak": c.peak, "ratio": c.seconds / plain} for c in found]
+    return [
+        {"budget": replace(made, cost=c).peak, "peak": c.peak, "ratio": c.seconds / plain} for c in dict.fromkeys(found)
+    ]
 
 
 def render(found: dict[str, Any]) -> str:
@@ -195,22 +204,23 @@ def render(found: dict[str, Any]) -> str:
         times = (f"{s['forward'] * 1e3:.2f}", f"{s['backward'] * 1e3:.2f}")
         note = "never run again" if s["fixed"] else ""
         rows.append((str(k), s["name"], options.size(s["live"]), options.size(s["tape"]), *times, note))
-    plain, planned = found["plain"], found["planned"]
+    plain, planned, whole = found["plain"], found["planned"], found["all"]
+    kind = "activations" if found["adds"] else "activations, gradients"
     lines = [
         f"{found['name'] or 'net'}, batch {found['batch']}",
         options.table(rows, "rlrrrrl"),
-        f"weights, gradients, history  {options.size(found['fixed'])}",
+        f"{'weights, gradients, history' if found['adds'] else 'weights, history':34}{options.size(found['fixed'])}",
         *_teachers(found),
-        f"activations, unplanned       {options.size(plain['peak'])} at most, {options.size(plain['kept'])} kept",
-        f"all, unplanned               {options.size(found['fixed'] + plain['peak'])}",
+        f"{kind + ', unplanned':34}{options.size(plain['peak'])} at most, {options.size(plain['kept'])} kept",
+        f"{'while weights are updated':34}{options.size(found['update'])}",
+        f"{'all, unplanned':34}{options.size(whole['plain'])}",
     ]
     if found["budget"] is not None or found["strategy"] != "rotor":
         lines += [
             f"schedule ({found['strategy']})  {found['schedule']}",
-            f"activations, planned         {options.size(planned['peak'])} at most, "
-            f"{options.size(planned['kept'])} kept",
-            f"all, planned                 {options.size(found['fixed'] + planned['peak'])}",
-            f"time of a pass               {found['ratio']:.3f} of the unplanned, "
+            f"{kind + ', planned':34}{options.size(planned['peak'])} at most, {options.size(planned['kept'])} kept",
+            f"{'all, planned':34}{options.size(whole['planned'])}",
+            f"{'time of a pass':34}{found['ratio']:.3f} of the unplanned, "
             f"{planned['forwards']} stage forwards for {len(found['stages'])} stages",
         ]
     if found["choices"]:
@@ -223,13 +233,13 @@ def render(found: dict[str, Any]) -> str:
             )
             for c in found["choices"]
         ]
-        lines += ["", options.table([("budget", "activations", "", "time"), *cells], "rrrr")]
+        lines += ["", options.table([("budget", kind, "", "time"), *cells], "rrrr")]
     return "\n".join(lines)
 
 
 def _teachers(found: dict[str, Any]) -> list[str]:
     sizes = {k: options.size(n) for k, n in found["teachers"].items()}
-    text = f"of it teachers               {sizes['weights']}, and {sizes['passing']} before the pass, while they run"
+    text = f"{'of it teachers':34}{sizes['weights']}, and {sizes['passing']} before the pass, while they run"
     return [text] if found["teachers"]["weights"] else []
 
 

@@ -89,6 +89,15 @@ class Saved(NamedTuple):
     working: tuple[int, int] = (0, 0)
 
 
+class Copies(NamedTuple):
+    """Copies of its weights that a layer and its kernels make, in sizes of all its blobs. kept: for backward; forward,
+    backward: more, at most, while it runs, beside the gradients themselves."""
+
+    kept: float = 0
+    forward: float = 0
+    backward: float = 0
+
+
 class Head(NamedTuple):
     """The end of a classifier: bottom 0 has a score for every class on `axis`, bottom 1 the labels.
 
@@ -151,6 +160,7 @@ class Layer:
     # "moves" hands on what it reads whatever its type; None: stays in float32
     narrows: ClassVar[str | None] = None
     channels_last: ClassVar[bool] = True  # runs on channels_last tensors without converting back
+    copies: ClassVar[Copies] = Copies()
 
     def __init__(self, proto: Any, context: Context, ntop: int) -> None:
         self.proto = proto

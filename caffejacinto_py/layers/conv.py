@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from caffejacinto_py.layers.base import Blob, IntegerForm, Layer, Prunable, Shape
+from caffejacinto_py.layers.base import Blob, Copies, IntegerForm, Layer, Prunable, Shape
 from caffejacinto_py.layers.dual import masters
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.folding import Affine, Folded, Refused, close_product, open_product
@@ -58,6 +58,9 @@ class _ConvBase(Layer):
     def kernel_field(self) -> str:
         """The field that gives the kernel's size."""
         return "kernel_h" if self.param.HasField("kernel_h") else "kernel_size"
+
+    # on a CPU kernels of oneDNN bring weights into a layout of their own, and gradients back from it
+    copies = Copies(forward=1.25, backward=2.125)
 
     def geometry(self, ins: Sequence[Shape]) -> Geometry:
         """The sizes, all checked. Raises LayerError naming the offending field."""

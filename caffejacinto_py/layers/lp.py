@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from caffejacinto_py.layers.base import Blob, FixedWords, IntegerForm, Layer, Saved, Shape
+from caffejacinto_py.layers.base import Blob, Copies, FixedWords, IntegerForm, Layer, Saved, Shape
 from caffejacinto_py.layers.conv import FIELD as CONV_FIELD
 from caffejacinto_py.layers.conv import Convolution
 from caffejacinto_py.layers.dual import MAX_BITS, Precision, doubled
@@ -94,6 +94,9 @@ class _LowPrecision(Layer):
 
 class _Dual(_LowPrecision):
     """A product whose blobs are kept twice: 0 weights, 1 rounded weights, 2 bias, 3 rounded bias."""
+
+    # rounding: four of the weights, which are half of the blobs; backward: see products of whole numbers
+    copies = Copies(forward=1.75, backward=1.125)
 
     @property
     def _physical(self) -> bool:
@@ -198,6 +201,7 @@ class LPInnerProduct(_Dual, InnerProduct):
 
     unread = "lp_inner_product_param"
     quantizes = narrows = None  # type: ignore[assignment]
+    copies = Copies(forward=1.75)
 
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         if self.param.normalize:

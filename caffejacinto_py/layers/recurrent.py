@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from caffejacinto_py.layers.base import Blob, Layer, Shape
+from caffejacinto_py.layers.base import Blob, Copies, Layer, Saved, Shape
 from caffejacinto_py.layers.fillers import filled_blob
 from caffejacinto_py.layers.registry import layer
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 FIELD = "recurrent_param"
 
 
+def _saved(outs: Sequence[Shape], item: int, parts: int) -> Saved:
+    """Gates and states of all steps, and as much again for what backward makes of them. From measurements."""
+    size = parts * item * math.prod(outs[0])
+    return Saved(outputs=tuple(range(len(outs))), extra=size, scratch=size)
+
+
 class _Recurrent(Layer):
     """Bottoms x (T, N, ..), cont (T, N), optionally static (N, ..), and with expose_hidden the states at the start."""
 
@@ -26,6 +32,7 @@ class _Recurrent(Layer):
     saves_output = True
     is_view = True  # the last hidden state is the end of the first top, and the state the layer keeps
     states: ClassVar[int] = 1
+    parts: ClassVar[int] = 4  # blobs of the size of h that a pass keeps, and that a backward pass makes
 
     def differentiable(self, i: int) -> bool:
         return i != 1
@@ -68,6 +75,9 @@ class _Recurrent(Layer):
                 raise self.fail(f"bottom {i}, a state at the start, must be {want}; it is {ins[i]}", "bottom", i)
         return static
 
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        return _saved(outs, item, self.parts)
+
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         self.checked(ins)
         steps, n = ins[0][:2]
@@ -104,6 +114,8 @@ class LSTM(_Recurrent):
     """
 
     states = 2
+    parts = 20
+    copies = Copies(kept=1, forward=1, backward=2.125)  # of the fused kernel
 
     def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
         h = self.param.num_output
@@ -193,6 +205,7 @@ class ClippedLSTM(Layer):
     """
 
     saves_output = True
+    copies = LSTM.copies
 
     def __init__(self, proto: Any, context: Context, ntop: int) -> None:
         super().__init__(proto, context, ntop)
@@ -226,6 +239,9 @@ class ClippedLSTM(Layer):
         if len(ins) > 1 and math.prod(ins[1]) != math.prod(lead):
             raise self.fail(f"bottom 1, the sequence marks, must be {lead}; it is {ins[1]}", "bottom", 1)
         return [(*lead, self.param.num_output)]
+
+    def saved(self, ins: Sequence[Shape], outs: Sequence[Shape], item: int) -> Saved:
+        return _saved(outs, item, LSTM.parts)
 
     def blobs(self, ins: Sequence[Shape]) -> list[Blob]:
         h, d = self.param.num_output, math.prod(ins[0][len(self.lead(ins[0])) :])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from caffejacinto_py.layers.base import IntegerForm, Layer, Shape
+from caffejacinto_py.layers.base import Copies, IntegerForm, Layer, Shape
 from caffejacinto_py.layers.conv import FIELD as CONVOLUTION
 from caffejacinto_py.layers.conv import Convolution, Deconvolution
 from caffejacinto_py.layers.linear import FIELD as LINEAR
@@ -138,6 +138,8 @@ class _Short(Layer):
 class _Product(_Short):
     """A product with its words around it: the class behind it in the list of bases computes."""
 
+    copies = Copies(kept=1, forward=4.5, backward=2.125)  # the rounded weights; parts of the rounding; see Convolution
+
     def shapes(self, ins: Sequence[Shape]) -> list[Shape]:
         self.words()
         return super().shapes(ins)
@@ -199,6 +201,8 @@ class FcRistretto(_Product, InnerProduct):  # type: ignore[misc]  # traits of _S
     Bottom, top, options (without normalize) and blobs as in InnerProduct.
     Source: Ristretto ristretto/layers/fc_ristretto_layer.cpp.
     """
+
+    copies = Copies(kept=1, forward=4.5)
 
     def __init__(self, proto: Any, context: Any, ntop: int) -> None:
         super().__init__(proto, context, ntop)

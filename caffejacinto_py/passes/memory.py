@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from math import prod
 
 from caffejacinto_py.errors import UsageError
-from caffejacinto_py.ir.graph import Graph, Shape, Value
+from caffejacinto_py.ir.graph import Graph, Param, Shape, Value
 from caffejacinto_py.passes.shapes import reshape
 from caffejacinto_py.passes.storages import PLAIN, Numbers, Storages, storages
 
 HISTORY = {"SGD": 1, "Nesterov": 1, "AdaGrad": 1, "RMSProp": 1, "AdaDelta": 2, "Adam": 2}  # blobs per learnable blob
+WORKING = {"RMSProp": 1, "AdaDelta": 2}  # copies of all blobs with equal lr_mult and decay_mult, in float32
 HISTORY_TYPES = ("float32", "bfloat16", "int8")  # what they are between steps
 HISTORY_BLOCK = 256  # numbers in int8 with one float32 scale
 HISTORY_SMALL = 4096  # int8: blobs of fewer numbers stay float32
@@ -76,6 +77,11 @@ def batch_of(graph: Graph) -> int:
     return next((s[0] for s in fed if s), 0)
 
 
+def has_gradient(graph: Graph, param: Param) -> bool:
+    """Whether backward computes the gradient of a blob, where a loss depends on it."""
+    return graph.phase == "TRAIN" and (bool(param.lr_mult) or graph.force_backward)
+
+
 def history_bytes(count: int, *, kind: str = "float32", item: int = 4) -> int:
     """Bytes of a history blob of so many numbers. item: those of a number of the net."""
     if kind == "bfloat16":
@@ -83,6 +89,18 @@ def history_bytes(count: int, *, kind: str = "float32", item: int = 4) -> int:
     if kind == "float32" or count < HISTORY_SMALL:
         return item * count
     return -(-count // HISTORY_BLOCK) * (HISTORY_BLOCK + 4)
+
+
+def updating(graph: Graph, *, solver: str = "SGD", history: str = "float32", numbers: Numbers = PLAIN) -> int:
+    """Bytes that an update works in, beside weights, gradients and history. Pieces, some MiB at most, do not count."""
+    if history != "float32":
+        return 0
+    copies = max(WORKING.get(solver, 0), int(solver == "AdaGrad" and not numbers.pieces))
+    groups: dict[tuple[float, float], int] = {}
+    for p in graph.params:
+        if p.lr_mult:
+            groups[p.lr_mult, p.decay_mult] = groups.get((p.lr_mult, p.decay_mult), 0) + prod(p.shape)
+    return copies * numbers.item * max(groups.values(), default=0)
 
 
 def account(graph: Graph, *, solver: str = "SGD", history: str = "float32", numbers: Numbers = PLAIN) -> Memory:
@@ -106,7 +124,7 @@ def account(graph: Graph, *, solver: str = "SGD", history: str = "float32", numb
     return Memory(
         phase=graph.phase,
         params=sum(own.values()),
-        gradients=item * sum(learnt),
+        gradients=item * sum(prod(p.shape) for p in graph.params if has_gradient(graph, p)),
         history=HISTORY[solver] * sum(history_bytes(n, kind=history, item=item) for n in learnt),
         inputs=sum(blobs.sizes[v] for n in graph.nodes if n.layer.source for v in n.outputs),
         saved=sum(layer.saved for layer in layers),

@@ -178,10 +178,14 @@ class _Walk:
         own = {k: self.bytes(v, runs) for k, v in enumerate(node.outputs) if homes[k] is None}
         weights = self.weights(node, runs) if not node.layer.source else 0
         shapes = [self.graph.shapes[v] for v in node.inputs]
+        blobs = sum(prod(b.shape) for b in node.layer.blobs(shapes))
+        work = WIDTHS[runs] * blobs
+        lasting = int(work * node.layer.copies.kept)
         matrix = WIDTHS[runs] * node.layer.unfolded(shapes) if runs in self.numbers.unfolds else 0
         passing = sum(own.values()) + sum(copies.values()) + self.rounding(node, weights) + matrix
+        passing += int(work * node.layer.copies.forward)
         if node.layer.source or not self.keeps or not node.backward:
-            return Kept(passing=passing + weights)
+            return Kept(passing=passing + weights + lasting)
         saved = node.layer.saved(shapes, [self.graph.shapes[v] for v in node.outputs], WIDTHS[runs])
         root = self.found.root
         values = {root[node.inputs[i]] for i in saved.inputs if i not in copies}
@@ -192,11 +196,12 @@ class _Walk:
         # gradients of copies, before they become those of what was copied
         scratch = saved.scratch + working + matrix + weights + sum(copies.values())
         scratch += sum(own.values()) if self.types is not None else 0
-        if self.numbers.adds or node.name in self.shared:
-            scratch += self.numbers.item * sum(prod(b.shape) for b in node.layer.blobs(shapes))
+        scratch += int(work * node.layer.copies.backward) if runs not in self.numbers.unfolds else 0
+        # gradients of several layers are added up before they become that of their weight: both, and the sum
+        scratch += self.numbers.item * blobs * (self.numbers.adds + 2 * (node.name in self.shared))
         if not (node.layer.may_inplace or node.layer.is_view):
             scratch += sum(self.bytes(v, runs) for v in node.outputs if v in self.bent)
-        return Kept(frozenset(values), saved.extra + copied + weights, scratch, passing)
+        return Kept(frozenset(values), saved.extra + copied + weights + lasting, scratch, passing)
 
     def rounding(self, node: Node, weights: int) -> int:
         """Bytes that the rounding of a layer's weights or of a top takes for a moment."""
@@ -214,7 +219,7 @@ def _bent(graph: Graph) -> set[Value]:
     into the memory format of its blobs first."""
     found: set[Value] = set()
     for node in reversed(graph.nodes):
-        views = node.layer.is_view or node.layer.narrows == "moves"
+        views = node.layer.is_view or node.layer.narrows == "moves" or not node.layer.channels_last
         if views or (node.layer.may_inplace and not found.isdisjoint(node.outputs)):
             found.update(node.inputs)
     return found

@@ -63,7 +63,7 @@ def plan_solver(solver: Solver) -> MemoryPlan | None:
     made = attach(net, found.budget, strategy=found.strategy, beside=beside, **kept)
     log.info("%s", line(made))
     for i, test in enumerate(solver.test_nets):
-        need = made.fixed - made.memory.gradients + account(test.graph, numbers=numbers_of(test)).live
+        need = made.update - made.updating - made.memory.gradients + account(test.graph, numbers=numbers_of(test)).live
         if need > found.budget:
             text = "Memory: test net #%d takes %s, more than the budget: give it a smaller batch_size"
             log.warning(text, i, in_units(need))
@@ -90,9 +90,12 @@ def of_teachers(parts: Sequence[tuple[Graph, Numbers]]) -> Beside:
 
 def line(made: MemoryPlan) -> str:
     """A plan in one line."""
-    names = ("planned", "weights, gradients, history", "activations", "unplanned")
+    kinds = ("weights, gradients, history", "activations") if made.adds else ("weights, history", "all else")
+    names = ("planned", *kinds, "unplanned")
     sizes = (made.peak, made.fixed - made.beside.weights, made.cost.peak, made.plain.peak)
     peak, fixed, acts, plain = (f"{name} {in_units(n)}" for name, n in zip(names, sizes, strict=True))
     if made.beside.weights:
         fixed += f", teachers {in_units(made.beside.weights)} ({in_units(made.beside.passing)} more while they run)"
+    if made.update > made.fixed + made.passing:
+        plain += f"; most at the update, with gradients of {in_units(made.memory.gradients)}"
     return f"Memory: {peak}: {fixed}, {acts} ({plain}); {made.ratio:.3f} of the time of a pass"

@@ -52,11 +52,12 @@ def test_plan_lists_stages_and_choices(folder: Path, capsys: Capture) -> None:
     assert "tiny, batch 64" in out
     assert re.search(r"^ +0 +relu ", out, re.MULTILINE)
     assert re.search(r"loss .*never run again$", out, re.MULTILINE)
-    assert re.search(r"^ +budget +activations +time$", out, re.MULTILINE)
+    assert re.search(r"^ +budget +activations, gradients +time$", out, re.MULTILINE)
     assert main(["plan", "--solver=solver.prototxt", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["batch"], found["budget"], found["ratio"]) == (4, None, 1)
-    assert found["fixed"] == 3 * 4 * 864
+    assert (found["fixed"], found["gradients"], found["update"]) == (2 * 4 * 864, 4 * 864, 3 * 4 * 864)
+    assert found["all"] == dict.fromkeys(("plain", "planned"), found["fixed"] + found["plain"]["peak"])
     assert found["choices"][0]["peak"] == found["plain"]["peak"]
     assert found["stages"][0]["name"] == "relu"
 
@@ -68,7 +69,7 @@ def test_plan_with_a_budget(folder: Path, capsys: Capture) -> None:
     for strategy in ("rotor", "sequential:2", "revolve"):
         assert main([*args, f"--memory-budget={choice['budget'] + 20000}", f"--strategy={strategy}"]) == 0
         found = json.loads(capsys.readouterr().out)
-        assert found["fixed"] + found["planned"]["peak"] <= found["budget"]
+        assert found["fixed"] + found["planned"]["peak"] <= found["all"]["planned"] <= found["budget"]
         assert found["ratio"] >= 1
     assert "[" in found["schedule"]
     assert main([*args[:-1], "--profile", f"--memory-budget={choice['budget'] + 20000}"]) == 0
@@ -232,7 +233,7 @@ def test_history_type_counts(folder: Path, capsys: Capture, kind: str) -> None:
     share = {"float32": 2.0, "bfloat16": 1.0, "int8": 2.0}[kind]  # blobs this small stay float32 in int8
     assert found["history"] == share * found["gradients"]
     assert main(["plan", "--solver=s.prototxt", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["fixed"] == found["params"] + found["gradients"] + found["history"]
+    assert json.loads(capsys.readouterr().out)["update"] == found["params"] + found["gradients"] + found["history"]
     assert main(["summary", "net.prototxt", "--memory", "--solver=s.prototxt"]) == 0
     assert ("(Adam)" if kind == "float32" else f"(Adam, {kind})") in capsys.readouterr().out
 

@@ -284,7 +284,7 @@ def test_the_measured_peak_is_within_the_plan() -> None:
     run()
     after = peak_bytes(run)
     assert after < before
-    assert after <= made.cost.peak + made.memory.gradients
+    assert after <= made.cost.peak
 
 
 FROZEN = NET.replace(
@@ -368,7 +368,9 @@ def test_hooks_are_told() -> None:
     made = tight(net)
     net(Feed(net, seed=0).next()).loss.backward()
     assert hook.seen == len(net.graph.nodes)
-    assert hook.again >= made.cost.forwards - len(made.chain) > 0
+    # torch ends a range as soon as it has what backward reads, so its last layer may not run again
+    ranges = text(made.chain, made.schedule).count("[")
+    assert hook.again >= made.cost.forwards - len(made.chain) - ranges > 0
     assert not hook.repeating
     net.hook = None
     with pytest.raises(UsageError, match="hook has changed"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from caffejacinto_py.engine import precision
@@ -15,7 +16,7 @@ from caffejacinto_py.engine.memory.stages import Chain, chain_of
 from caffejacinto_py.engine.memory.strategies import Strategy
 from caffejacinto_py.errors import CaffeError, UsageError
 from caffejacinto_py.ir.graph import Graph
-from caffejacinto_py.passes.memory import Memory, account, batch_of, with_batch
+from caffejacinto_py.passes.memory import Memory, account, batch_of, updating, with_batch
 from caffejacinto_py.passes.precision import WIDTHS
 from caffejacinto_py.passes.storages import PLAIN, Numbers, simulated
 
@@ -54,12 +55,14 @@ class Beside(NamedTuple):
 
 
 ALONE = Beside()
+_TRIES = 6  # batches that are planned to find the largest one that fits
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
     """A schedule of a net with what it costs. budget: bytes, None: no limit. memory: of the unplanned net; cost and
-    plain: activations with and without the schedule. batch: images of a pass."""
+    plain: activations and gradients with and without the schedule. batch: images of a pass. updating: bytes that the
+    update rule works in. adds: gradients of weights are there all the time (iter_size)."""
 
     chain: Chain
     schedule: Schedule
@@ -69,17 +72,31 @@ class MemoryPlan:
     batch: int
     budget: int | None
     beside: Beside = ALONE
+    updating: int = 0
+    adds: bool = False
 
     @property
     def fixed(self) -> int:
-        """Bytes that do not depend on the schedule: weights (teachers' too), gradients, history."""
+        """Bytes that are there all the time: weights (teachers' too), history, and with `adds` gradients of weights,
+        which else come one by one in backward and are part of `cost`."""
         memory, beside = self.memory, self.beside
-        return memory.params + memory.gradients + memory.history + beside.weights + beside.sending
+        return memory.params + memory.history + beside.weights + beside.sending + self.adds * memory.gradients
+
+    @property
+    def update(self) -> int:
+        """Bytes while weights are updated: all gradients are there, and no activations."""
+        gradients = 0 if self.adds else self.memory.gradients
+        return self.fixed + gradients + self.updating
 
     @property
     def peak(self) -> int:
         """Bytes at the fullest moment of training."""
-        return self.fixed + max(self.cost.peak, self.beside.passing)
+        return max(self.update, self.fixed + self.passing)
+
+    @property
+    def passing(self) -> int:
+        """Bytes beside `fixed` at the fullest moment of a pass."""
+        return max(self.cost.peak, self.beside.passing)
 
     @property
     def ratio(self) -> float:
@@ -117,13 +134,17 @@ def make_plan(
 ) -> MemoryPlan:
     """The plan of a TRAIN graph. budget: bytes for weights, gradients, history and activations; None: unlimited.
 
+    Without `Numbers.adds` a pass must begin with no gradients (`grad` None), as the solver's do with iter_size 1.
     solver, history, numbers: see `account`. refine: replaces estimates of the chain (profile). Raises BudgetError.
     """
     memory = account(graph, solver=solver, history=history, numbers=numbers)
     chain = chain_of(graph, numbers=numbers)
     chain = refine(chain) if refine else chain
     plain = simulate(chain, keep_all(chain))
-    made = MemoryPlan(chain, keep_all(chain), plain, plain, memory, batch_of(graph), budget, beside)
+    works = updating(graph, solver=solver, history=history, numbers=numbers)
+    made = MemoryPlan(
+        chain, keep_all(chain), plain, plain, memory, batch_of(graph), budget, beside, works, numbers.adds
+    )
     if budget is None and strategy.name in ("rotor", "none"):
         return made
     left = plain.peak if budget is None else budget - made.fixed
@@ -175,34 +196,44 @@ def _too_small(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: Numb
     assert best.budget is not None
     budget, stage = best.budget, best.chain.stages[best.cost.stage].name
     text = f"a memory budget of {in_units(budget)} is too small: "
-    if budget <= best.fixed:
-        text += f"weights, gradients and history alone take {in_units(best.fixed)}"
+    if budget < best.update:
+        text += f"weights, gradients and history alone take {in_units(best.update)}"
+        text += f" when the update runs ({in_units(best.updating)} to work in)" if best.updating else ""
     elif best.beside.passing > best.cost.peak:
         text += f"where teachers run it takes {in_units(best.peak)}"
     else:
+        what = "weights, gradients and history" if best.adds else "weights and history"
         text += f"with '{strategy.name}' and batch {best.batch} the least is {in_units(best.peak)}"
-        text += f" ({in_units(best.fixed)} of it weights, gradients and history); most is needed at layer '{stage}'"
-    batch = _largest_batch(graph, best, strategy, numbers)
+        text += f" ({in_units(best.fixed)} of it {what}); most is needed at layer '{stage}'"
+    several = _largest_batch(graph, best, strategy, replace(numbers, adds=True))
+    batch = several if best.adds else max(several, _largest_batch(graph, best, strategy, numbers))
     hint = f"give it at least {in_units(best.peak)}"
-    if batch:
-        divisor = max(b for b in range(1, batch + 1) if best.batch % b == 0)
+    divisor = 0
+    if several:
+        divisor = max(b for b in range(1, several + 1) if best.batch % b == 0)
         times = best.batch // divisor
         hint += f", or batch_size {divisor} with {times} times the iter_size (the same update, but for BatchNorm)"
-        hint += "" if divisor == batch else f"; the largest batch that fits is {batch}"
+    hint += f"; the largest batch that fits is {batch}" if batch != divisor else ""
     return BudgetError(text, least=best.peak, batch=batch, stage=stage, hint=hint)
 
 
 def _largest_batch(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: Numbers) -> int:
-    """The largest batch below the plan's that fits, in several passes; activations grow with it in proportion."""
+    """The largest batch below the plan's that fits; what a pass takes beside gradients of weights grows with it in
+    proportion. 0: none does, or the net has no other batch. numbers: with `adds` in several passes."""
     assert best.budget is not None
-    numbers = replace(numbers, adds=True)
-    left = best.budget - best.fixed
-    guess = min(best.batch - 1, left * best.batch // max(1, best.cost.peak, best.beside.passing))
-    for batch in range(int(guess), max(0, int(guess) - 3), -1):
+    left = best.budget - replace(best, adds=numbers.adds).fixed
+    before, batch = (0, 0), min(best.batch - 1, left * best.batch // max(1, best.passing))
+    for _ in range(_TRIES if best.budget >= best.update else 0):
+        if batch < 1:
+            return 0
         try:
             smaller = with_batch(graph, batch)
         except UsageError:
             return 0
-        if strategies.find(chain_of(smaller, numbers=numbers), left, strategy).fits:
+        found = strategies.find(chain_of(smaller, numbers=numbers), left, strategy)
+        if found.fits:
             return batch
+        peak = found.cost.peak
+        each = (peak - before[1]) / (batch - before[0])
+        before, batch = (batch, peak), batch - max(1, ceil((peak - left) / each) if each > 0 else 1)
     return 0

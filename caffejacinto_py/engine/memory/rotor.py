@@ -4,8 +4,10 @@ C(i, j, m): least seconds to run stages i..j forward and backward in m bytes, be
     keep i:         f_i + b_i + C(i+1, j, m - tape_i)
     run i..k-1 again: f_i + ... + f_{k-1} + C(k, j, m - new(i, k)) + C(i, k-1, m)
 each where its fullest moment fits. new(i, k): bytes that live before k and not before i; live sets overlap, so this is
-less than the payload of the cut. Persistent: what is checkpointed stays until its backward. Bytes are rounded up to
-slots; what `solve` answers is checked again by `schedule.simulate`, to the byte.
+less than the payload of the cut. Persistent: what is checkpointed stays until its backward. Gradients of weights behind
+j are there whatever is chosen, when i runs backward those of i+1..j as well: numbers known before, which raise what
+must fit and leave m as it is. Bytes are rounded up to slots; what `solve` answers is checked again by
+`schedule.simulate`, to the byte.
 Source: Beaumont, Eyraud-Dubois, Herrmann, Joly, Shilova, arXiv 1911.13214 (rotor).
 """
 
@@ -63,7 +65,7 @@ class _Sizes:
         self.tape = np.array([up(chain.tape(k)) for k in range(n)])
         self.tape_run = [chain.tape(k) + chain.stages[k].transient for k in range(n)]
         self.back = np.array([up(chain.tape(k) + chain.back(k)) for k in range(n)])
-        self.gradient = [chain.bytes(g) for g in chain.gradients]
+        self.gradient = [chain.behind(k) for k in range(n + 1)]
         self.new = np.zeros((n + 1, n + 1), dtype=np.int64)
         self.run = np.zeros((n, n), dtype=np.int64)  # bytes of running stage q in a range that begins at i
         for i in range(n):

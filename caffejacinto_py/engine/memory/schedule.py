@@ -30,8 +30,9 @@ _Taken: TypeAlias = tuple[frozenset[Value], int]
 
 @dataclass(frozen=True)
 class Cost:
-    """peak: bytes of activations and their gradients at the fullest moment; stage: where that is. kept: bytes that are
-    held when backward begins. seconds: of one pass. forwards: stage forwards, L where nothing is run again."""
+    """peak: bytes of activations, their gradients, and gradients of weights that are there by then, at the fullest
+    moment; stage: where that is. kept: bytes that are held when backward begins. seconds: of one pass. forwards: stage
+    forwards, L where nothing is run again."""
 
     peak: int
     stage: int
@@ -113,7 +114,7 @@ class _Walk:
                 self.see(item, (), chain.back(item))
                 self.seconds += chain.stages[item].backward
             else:
-                again = self.forward(item.inner, chain.bytes(chain.gradients[item.last]))
+                again = self.forward(item.inner, chain.behind(item.last))
                 self.backward(item.inner, again)
             self.hold(keeps, -1)
             self.extra -= extra

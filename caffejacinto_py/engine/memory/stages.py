@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
+from math import prod
 
 from caffejacinto_py.engine.plan import Plan, Step, plan
 from caffejacinto_py.ir.graph import Graph, Node, Value
+from caffejacinto_py.passes.memory import has_gradient
 from caffejacinto_py.passes.storages import PLAIN, Kept, Numbers, Storages, storages, unfused
 
 MOST_STAGES = 100  # more take the planners too long; then the least useful cuts are left out
@@ -24,7 +27,8 @@ _MACS_PER_SECOND, _BYTES_PER_SECOND = 30e9, 10e9
 class Stage:
     """Steps first..last-1 of `Plan.fast`. name: its last layer. forward, backward: seconds. fixed: is never run again.
 
-    transient, transient_back: bytes in use inside the stage, beyond what lives at its ends and what it keeps.
+    transient, transient_back: bytes in use inside the stage, beyond what lives at its ends and what it keeps. learns:
+    bytes of gradients of its weights, which are there from its backward on (part of transient_back).
     """
 
     first: int
@@ -37,6 +41,7 @@ class Stage:
     extra: int
     transient: int
     transient_back: int
+    learns: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,19 @@ class Chain:
         stage = self.stages[k]
         return self.bytes((stage.keeps | self.frontiers[k + 1]) - self.frontiers[k]) + stage.extra
 
+    @cached_property
+    def learnt(self) -> tuple[int, ...]:
+        """Bytes of gradients of weights at place k of a backward pass: of all stages behind it."""
+        return tuple(accumulate((s.learns for s in reversed(self.stages)), initial=0))[::-1]
+
+    def behind(self, k: int) -> int:
+        """Bytes of gradients at place k of a backward pass: of what lives there, and of the weights behind it."""
+        return self.bytes(self.gradients[k]) + self.learnt[k]
+
     def back(self, k: int) -> int:
         """Bytes of gradients while stage k runs backward."""
-        return self.bytes(self.gradients[k] | self.gradients[k + 1]) + self.stages[k].transient_back
+        ends = self.bytes(self.gradients[k] | self.gradients[k + 1])
+        return ends + self.learnt[k + 1] + self.stages[k].transient_back
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ class _Work:
     forward: float
     backward: float
     fixed: bool
+    learns: int
 
 
 def chain_of(graph: Graph, *, numbers: Numbers = PLAIN, most: int = MOST_STAGES) -> Chain:
@@ -88,7 +104,8 @@ def chain_of(graph: Graph, *, numbers: Numbers = PLAIN, most: int = MOST_STAGES)
     graph = graph if numbers.fused else unfused(graph)
     blobs = storages(graph, numbers)
     root, sizes = blobs.root, blobs.sizes
-    works = _works(graph, plan(graph, fused=numbers.fused), blobs)
+    steps = plan(graph, fused=numbers.fused)
+    works = _works(graph, steps, blobs, _learns(graph, steps, numbers))
     live = _live(graph, works)
     roots = [frozenset(root[v] for v in values) for values in live]
     cuts = _legal(works, root, roots)
@@ -101,10 +118,24 @@ def chain_of(graph: Graph, *, numbers: Numbers = PLAIN, most: int = MOST_STAGES)
     return Chain(tuple(stages), tuple(roots[c] for c in cuts), tuple(grads[c] for c in cuts), sizes)
 
 
-def _works(graph: Graph, steps: Plan, blobs: Storages) -> list[_Work]:
+def _learns(graph: Graph, steps: Plan, numbers: Numbers) -> list[int]:
+    """Bytes of gradients of weights that begin to exist when each fast step runs backward; nothing where those of a
+    pass before are there all the time. Of shared weights with the last of their layers."""
+    place = {s.node.name: k for k, s in enumerate(steps.fast)}
+    maker = {v: place[n.name] for n in graph.nodes if n.name in place for v in n.outputs}
+    place |= {n.name: maker[n.inputs[0]] for n in graph.nodes if n.name not in place and n.absorbed}
+    found = [0] * len(steps.fast)
+    if not numbers.adds:
+        for p in graph.params:
+            if has_gradient(graph, p):
+                found[max(place[name] for name, _ in p.users)] += numbers.item * prod(p.shape)
+    return found
+
+
+def _works(graph: Graph, steps: Plan, blobs: Storages, learns: Sequence[int]) -> list[_Work]:
     behind = {n.inputs[0]: n for n in graph.nodes if n.absorbed}
     found = []
-    for step in steps.fast:
+    for step, learnt in zip(steps.fast, learns, strict=True):
         node = step.node
         outputs = node.outputs if step.affine is None else behind[node.outputs[0]].outputs
         ins, outs = [graph.shapes[v] for v in node.inputs], [graph.shapes[v] for v in node.outputs]
@@ -112,7 +143,7 @@ def _works(graph: Graph, steps: Plan, blobs: Storages) -> list[_Work]:
         forward = node.layer.macs(ins, outs) / _MACS_PER_SECOND + moved / _BYTES_PER_SECOND
         backward = 2 * forward if step.backward else 0.0
         fixed = bool(step.losses) or not node.layer.repeatable()
-        found.append(_Work(step, node, outputs, blobs.kept[node.name], forward, backward, fixed))
+        found.append(_Work(step, node, outputs, blobs.kept[node.name], forward, backward, fixed, learnt))
     return found
 
 
@@ -171,9 +202,11 @@ def _stage(
     keeps = frozenset().union(*(w.keep.storages for w in works))
     ends = total(roots[0] | roots[-1] | keeps)
     inside = max(total(a | b | keeps) + w.keep.passing for w, a, b in zip(works, roots, roots[1:]))
+    learnt = list(accumulate(w.learns for w in reversed(works)))[::-1]
     # a blob that is read again later has a gradient already, to which this one is added
     back = max(
-        total(a | b) + total(b & set(w.node.inputs)) + w.keep.scratch for w, a, b in zip(works, grads, grads[1:])
+        total(a | b) + total(b & set(w.node.inputs)) + w.keep.scratch + own
+        for w, a, b, own in zip(works, grads, grads[1:], learnt)
     )
     return Stage(
         first=first,
@@ -186,4 +219,5 @@ def _stage(
         extra=sum(w.keep.extra for w in works),
         transient=inside - ends,
         transient_back=max(0, back - total(grads[0] | grads[-1])),
+        learns=learnt[0],
     )
