@@ -61,7 +61,8 @@ def command(
     (activations and gradients beside "fixed"), "kept", "seconds", "forwards"}, "all": {"plain", "planned"} (at the
     fullest moment), "ratio" (of time), "schedule", "stages": [{"name", "first", "last" (steps), "fixed" (never run
     again), "live", "tape", "forward", "backward"}], "choices": [{"budget", "peak", "ratio"}]}; bytes and seconds,
-    estimated ones unless --profile. With --table: {"rows": [{"name", "params", "state", "activations": {"b1@224": bytes, ...}}]}.
+    estimated ones unless --profile. With --table: {"rows": [{"name", "params", "state", "activations": {"b1@224":
+    bytes, ...}}]}.
     """
     if table:
         return _table(model, given, as_json)
