@@ -19,6 +19,8 @@ WORKING = {"RMSProp": 1, "AdaDelta": 2}  # copies of all blobs with equal lr_mul
 HISTORY_TYPES = ("float32", "bfloat16", "int8")  # what they are between steps
 HISTORY_BLOCK = 256  # numbers in int8 with one float32 scale
 HISTORY_SMALL = 4096  # int8: blobs of fewer numbers stay float32
+HISTORY_PIECES = (1 << 18, 1 << 20)  # numbers that an update has in float32 at one time: on a CPU, elsewhere
+_ROUNDING = 5  # pieces that storing one takes
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,11 @@ def history_bytes(count: int, *, kind: str = "float32", item: int = 4) -> int:
 
 
 def updating(graph: Graph, *, solver: str = "SGD", history: str = "float32", numbers: Numbers = PLAIN) -> int:
-    """Bytes that an update works in, beside weights, gradients and history. Pieces, some MiB at most, do not count."""
+    """Bytes that an update works in, beside weights, gradients and history. With larc and a history in fewer bits that
+    can be a blob more."""
     if history != "float32":
-        return 0
+        count = sum(prod(p.shape) for p in graph.params if p.lr_mult)
+        return 4 * (HISTORY[solver] + _ROUNDING) * min(count, HISTORY_PIECES[0 if numbers.pieces else 1])
     copies = max(WORKING.get(solver, 0), int(solver == "AdaGrad" and not numbers.pieces))
     groups: dict[tuple[float, float], int] = {}
     for p in graph.params:

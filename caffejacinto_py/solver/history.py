@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffejacinto_py.passes.memory import HISTORY_BLOCK, HISTORY_SMALL
+from caffejacinto_py.passes.memory import HISTORY_BLOCK, HISTORY_PIECES, HISTORY_SMALL
 
-PIECES = {"cpu": 1 << 18}  # numbers that are float32 at one time: what a cache holds
-PIECE = 1 << 20  # of a GPU: few calls, little memory
+PIECES = {"cpu": HISTORY_PIECES[0]}  # numbers that are float32 at one time: what a cache holds
+PIECE = HISTORY_PIECES[1]  # of a GPU: few calls, little memory
 _STEPS = 1 << 16  # of rounding noise
 _LEAST = 2.0**-100  # a block below this becomes 0: products of its scale and its codes would lose bits
 

@@ -138,22 +138,31 @@ def test_predictions_of_nets_that_are_mostly_weights(name: str) -> None:
             assert predicted <= 1.3 * peak or name in LOOSE or passes > 1, (passes, strategy)
 
 
-def test_a_step_of_a_solver_is_within_its_plan() -> None:
-    """Forward, backward and update; the pass is the fullest moment with SGD, the update with AdaDelta."""
-    for kind, at_update in (("SGD", False), ("AdaDelta", True)):
-        text = f"base_lr: 0.01 lr_policy: 'fixed' type: '{kind}' momentum: 0.9 delta: 1e-6 random_seed: 1 max_iter: 9 "
-        message = parse(text + "memory { budget: '1GB' }", "SolverParameter").message
-        net = source(256, 4) + product("a", "data", 512) + product("b", "a", 512) + product("fc", "b", 5) + loss("fc")
-        message.net_param.CopyFrom(parse(net, "NetParameter").message)
-        solver = Solver(message, device="cpu")
-        made: Any = solver.memory
-        assert (made.peak == made.update) == at_update
-        solver.step(2)
-        solver.clear_grads()
-        peak = peak_bytes(lambda s=solver: s.step(1))  # type: ignore[misc]
-        solver.close()
-        predicted = made.peak - made.memory.params - made.memory.history
-        assert peak - SMALL <= predicted <= 1.3 * peak
+@pytest.mark.parametrize(
+    ("kind", "more", "at_update"),
+    [
+        ("SGD", "momentum: 0.9", False),
+        ("SGD", "momentum: 0.9 iter_size: 2 clip_gradients: 1", False),
+        ("RMSProp", "", True),
+        ("AdaDelta", "momentum: 0.9", True),
+        ("Adam", "momentum: 0.9 history_type: 'int8'", True),
+    ],
+)
+def test_a_step_of_a_solver_is_within_its_plan(kind: str, more: str, at_update: bool) -> None:
+    """Forward, backward and update: one of them is the fullest moment."""
+    text = f"base_lr: 0.01 lr_policy: 'fixed' type: '{kind}' delta: 1e-6 random_seed: 1 max_iter: 9 {more} "
+    message = parse(text + "memory { budget: '1GB' }", "SolverParameter").message
+    net = source(256, 4) + product("a", "data", 512) + product("b", "a", 512) + product("fc", "b", 5) + loss("fc")
+    message.net_param.CopyFrom(parse(net, "NetParameter").message)
+    solver = Solver(message, device="cpu")
+    made: Any = solver.memory
+    assert (made.peak == made.update) == at_update
+    solver.step(2)
+    solver.clear_grads()
+    peak = peak_bytes(lambda: solver.step(1))
+    solver.close()
+    predicted = made.peak - made.memory.params - made.memory.history
+    assert peak - SMALL <= predicted <= 1.3 * peak
 
 
 # --- budgets ---------------------------------------------------------------------------------------------------------
@@ -173,7 +182,8 @@ def test_where_the_update_is_the_fullest_moment() -> None:
     delta = make_plan(g, solver="AdaDelta")
     assert delta.updating == 2 * memory.gradients  # all blobs have the same multipliers
     assert delta.peak == delta.update == delta.fixed + 3 * memory.gradients
-    assert make_plan(g, solver="AdaDelta", history="int8").updating == 0
+    for pieces, size in ((False, 4 * MB), (True, MB)):
+        assert make_plan(g, solver="Adam", history="int8", numbers=Numbers(pieces=pieces)).updating == 7 * size
     with pytest.raises(BudgetError, match=r"alone take .* when the update runs") as caught:
         make_plan(g, budget=delta.update - 1, solver="AdaDelta")
     assert (caught.value.least, caught.value.batch) == (delta.update, 0)
