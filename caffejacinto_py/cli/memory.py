@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from caffejacinto_py.engine.memory import strategies
-from caffejacinto_py.engine.memory.budget import Beside, make_plan, on_device, parse_bytes
+from caffejacinto_py.engine.memory.budget import Beside, BudgetError, make_plan, on_device, parse_bytes
 from caffejacinto_py.errors import UsageError
 from caffejacinto_py.passes.precision import resolve
 from caffejacinto_py.passes.storages import Numbers, asked
@@ -36,17 +36,27 @@ def set_limits(param: Any, given: Mapping[str, Any]) -> None:
 
 
 def planned(
-    graph: Graph, param: Any, given: Mapping[str, Any], teachers: Callable[[], Mapping[str, Graph]]
+    graph: Graph,
+    param: Any,
+    given: Mapping[str, Any],
+    teachers: Callable[[], Mapping[str, Graph]],
+    assumed: tuple[int, ...] | None = None,
 ) -> list[str]:
     """What `train --dry-run` prints of a solver's budget for its training net. given: --precision and --gpu, which
-    decide what it runs in here. teachers: what they run. Raises BudgetError."""
+    decide what it runs in here. teachers: what they run. assumed: shape of the data where nothing says it. Raises
+    BudgetError, but not for data of an assumed shape."""
     found = limits(param)
     if found is None:
         return []
     numbers = numbers_here(graph, given["precision"], gpu=_on_gpu(param, given["gpu"]))
     kept = {"solver": param.type, "history": param.history_type, "beside": beside(param, teachers())}
     kept["numbers"] = replace(numbers, adds=param.iter_size > 1)
-    return [line(make_plan(graph, budget=found.budget, strategy=found.strategy, **kept))]
+    try:
+        return [line(make_plan(graph, budget=found.budget, strategy=found.strategy, **kept))]
+    except BudgetError as e:
+        if assumed is None:
+            raise
+        return [f"With data as assumed here: {e.text}"]
 
 
 def beside(param: Any, teachers: Mapping[str, Graph]) -> Beside:

@@ -111,7 +111,9 @@ def _graph(model: Path | None, solver: Path | None, given: dict[str, Any]) -> tu
 
     state: dict[str, Any] = {"phase": "TRAIN", "level": given["level"], "stages": given["stage"]}
     if model is not None:
-        return fit(load_net(model), data_shape=given["data_shape"], **state)[0], pb.SolverParameter(), {}
+        graph, assumed = fit(load_net(model), data_shape=given["data_shape"], **state)
+        _say_shape(assumed, given)
+        return graph, pb.SolverParameter(), {}
     doc = load_solver(str(solver))
     where = lambda *path: doc.locs.find(path)  # noqa: E731
     files = NetFiles(where)
@@ -119,8 +121,14 @@ def _graph(model: Path | None, solver: Path | None, given: dict[str, Any]) -> tu
     dialect = resolve_dialect(source.doc.message, doc.message)
     settings.check(doc.message, where, dialect)
     state |= {"level": source.level, "stages": source.stages, "dialect": dialect}
-    graph = fit(source.doc, data_shape=given["data_shape"], **state)[0]
+    graph, assumed = fit(source.doc, data_shape=given["data_shape"], **state)
+    _say_shape(assumed, given)
     return graph, doc.message, Teachers(doc.message, where, files).graphs(source, graph, dialect)
+
+
+def _say_shape(assumed: tuple[int, ...] | None, given: dict[str, Any]) -> None:
+    if assumed is not None and given["data_shape"] is None:
+        click.echo(f"Data is taken as {'x'.join(map(str, assumed))}; --data-shape says otherwise.", err=True)
 
 
 def _profiler(graph: Graph, numbers: Numbers, threads: int | None) -> Any:

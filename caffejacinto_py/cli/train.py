@@ -232,7 +232,7 @@ def _plan(doc: Document, given: dict[str, Any], as_json: bool) -> int:
         lines = [] if table.plain else precise(table)
         quantized = quantized_lines(graph)
         taught = partial(teachers.graphs, source, graph, dialect)
-        bytes_ = memory.planned(graph, param, given, taught) if phase == "TRAIN" else []
+        bytes_ = memory.planned(graph, param, given, taught, shape) if phase == "TRAIN" else []
         more = {"data_shape": shape, "precision": lines, "quantization": quantized, "memory": bytes_}
         found.append({**describe(graph), **more})
         sparse = sparse_lines(param, graph, where) if phase == "TRAIN" else sparse

@@ -70,9 +70,9 @@ def save(
         np.savez(f, **arrays)  # type: ignore[arg-type]
 
 
-def checksum(path: str) -> list[int]:
-    """[size, CRC-32] of a file: against accidents, not against malice."""
-    data = open_bytes(path, what="snapshot file")
+def checksum(path: str, *, what: str = "snapshot file") -> list[int]:
+    """[size, CRC-32] of a file: against accidents, not against malice. what: it is, for an error."""
+    data = open_bytes(path, what=what)
     return [len(data), zlib.crc32(data)]
 
 

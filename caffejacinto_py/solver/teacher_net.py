@@ -213,7 +213,8 @@ def _load(spec: Spec, net: Net) -> None:
         try:
             report = net.load(read_model(name))
         except WeightsError as e:
-            raise WeightsError(f"teacher '{spec.name}': {e}", loc=place, hint=e.hint) from e
+            where = f"{e.loc}: " if e.loc else ""
+            raise WeightsError(f"teacher '{spec.name}': {where}{e.text}", loc=place, hint=e.hint) from e
         missing -= set(report.loaded)
     if missing:
         first = ", ".join(f"'{n}'" for n in net.params if n in missing)

@@ -40,7 +40,7 @@ def facts(
     for name, source in sources.items():
         found[f"{name} ({source.label})"] = [_crc(source.doc.message), source.level, list(source.stages)]
     for path in weights:
-        found[f"the weights '{path}'"] = checksum(path)
+        found[f"the weights '{path}'"] = checksum(path, what="weights file")
     return found
 
 

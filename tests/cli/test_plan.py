@@ -135,6 +135,19 @@ def test_training_within_a_budget_gives_the_same_snapshot(folder: Path, capsys: 
         assert Path("snap_iter_4.caffemodel").read_bytes() == plain
 
 
+def test_data_of_a_shape_that_nothing_says(folder: Path, capsys: Capture) -> None:
+    """`plan` says what it assumes; a dry run does not refuse for it what a training might do."""
+    first = 'layer { name: "data" type: "Data" top: "data" top: "label" data_param { source: "db" batch_size: 4 } }'
+    text = Path("net.prototxt").read_text()
+    Path("net.prototxt").write_text(first + text[text.index('layer { name: "conv"') :])
+    assert main(["plan", "net.prototxt"]) == 0
+    assert "Data is taken as 3x224x224; --data-shape says otherwise." in capsys.readouterr().err
+    assert main(["plan", "net.prototxt", "--data-shape", "1,9,9", "--memory-budget=10kB"]) == 1
+    assert "Data is taken" not in capsys.readouterr().err
+    assert main(["train", "--solver=solver.prototxt", "--dry-run", "--memory-budget=10kB"]) == 0
+    assert "With data as assumed here: a memory budget of" in capsys.readouterr().out
+
+
 def test_the_budget_of_a_solver(folder: Path, capsys: Capture) -> None:
     """Its field and the option are one thing; the command line wins."""
     text = Path("solver.prototxt").read_text()
