@@ -104,6 +104,10 @@ def explain(error: Exception) -> tuple[str, int]:
     if known is not None:
         return errors.render(errors.CaffeError(known[0], hint=known[1])), 1
     what = " ".join(str(error).split()) or "no message"
+    python = sys.modules.get("caffejacinto_py.layers.modules.python")
+    place = python.place(error) if python is not None else None
+    if place is not None:
+        return f"error: {place}: {type(error).__name__}: {what}\nhint: --debug shows the traceback", 1
     return f"internal error: {type(error).__name__}: {what} (run with --debug for the traceback)", 1
 
 

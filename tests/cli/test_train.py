@@ -183,3 +183,32 @@ def test_sigint_stops_with_a_snapshot_and_130(folder: Path, capsys: Capture, mon
     monkeypatch.setattr(Solver, "apply_update", update)
     assert main(["train", "--solver", "solver.prototxt"]) == 130
     assert "snap_iter_1.caffemodel" in files(folder)
+
+
+@pytest.mark.parametrize("way", ["forward", "backward"])
+def test_python_layers_that_fail_are_named(
+    way: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """With their layer and their line, not as a fault of this program."""
+    bad = {
+        "forward": "top[0].data[...] = bottom[0].data",
+        "backward": "bottom[0].diff[...] = top[0].diff",
+        way: "1 / 0",
+    }
+    (folder / f"failing_{way}.py").write_text(
+        "import caffe\n"
+        "class Bad(caffe.Layer):\n"
+        "    def reshape(self, bottom, top): top[0].reshape(*bottom[0].data.shape)\n"
+        f"    def forward(self, bottom, top): {bad['forward']}\n"
+        f"    def backward(self, top, propagate_down, bottom): {bad['backward']}\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    layer = f'layer {{ name: "mine" type: "Python" bottom: "ip" top: "py" python_param {{ module: "failing_{way}"'
+    layer += ' layer: "Bad" } }\n'
+    text = (folder / "net.prototxt").read_text()
+    at = text.index('layer { name: "loss"')
+    (folder / "net.prototxt").write_text(text[:at] + layer + text[at:].replace('bottom: "ip"', 'bottom: "py"'))
+    assert main(["train", "--solver", "solver.prototxt", "--allow-python-layers"]) == 1
+    err = capsys.readouterr().err
+    assert "error: layer 'mine' (Python): Bad failed (" in err
+    assert f"failing_{way}.py:{4 if way == 'forward' else 5}): ZeroDivisionError: division by zero" in err

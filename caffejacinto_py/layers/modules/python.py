@@ -93,6 +93,18 @@ def _user_code(layer: Any, what: str) -> Iterator[None]:
         raise UserCodeError(text, field=("python_param",), hint=hint) from e
 
 
+def place(error: BaseException) -> str | None:
+    """The layer in whose forward or backward user code raised `error`, and the line; None: it came from elsewhere."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    for i, (frame, _) in enumerate(frames):
+        code = frame.f_locals.get("self")
+        if isinstance(code, UserCode) and frame.f_code.co_name == UserCode._call.__name__ and i + 1 < len(frames):
+            last, line = frames[-1]
+            layer = code.layer
+            return f"layer '{layer.name}' ({layer.type}): {code.name} failed ({last.f_code.co_filename}:{line})"
+    return None
+
+
 class Kind(NamedTuple):
     """Where and of which type a net's tensors are."""
 
