@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO, Any
 
 GONE = 5  # exit code of a rank that only noticed that another one had ended
+TERMINATED = 128 + signal.SIGTERM  # as shells say it
 GRACE = 30.0  # seconds that the others have to notice it
 LOOK = 0.05
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class _Group:
         self.failed: int | None = None  # the first rank that failed by itself
         self.hung: int | None = None  # the first one that did not notice the end of another
         self._former: dict[int, Any] = {}
-        self._interrupted = False
+        self._interrupted = self._terminated = False
         self._copier: threading.Thread | None = None
         self._command = [sys.executable, "-m", "caffejacinto_py", *args]
         self._env = {**os.environ, "WORLD_SIZE": str(world)}
@@ -94,6 +95,7 @@ class _Group:
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
         self._interrupted = self._interrupted or number == signal.SIGINT
+        self._terminated = self._terminated or number == signal.SIGTERM
         self._send(number)
 
     def _send(self, number: int) -> None:
@@ -131,6 +133,9 @@ class _Group:
         codes = [self._code(p.returncode) for p in self.processes]
         if self._interrupted and 130 in codes and set(codes) <= {0, 130, GONE}:
             return 130  # a second Ctrl-C: who ends later notices that the others have
+        if self._terminated and -signal.SIGTERM in codes:
+            print("error: terminated", file=sys.stderr)
+            return TERMINATED
         if self.failed is None and self.hung is not None:
             return self._blame(self.hung, codes)
         failed = 0 if codes[0] not in (0, 130, GONE) else self.failed

@@ -179,6 +179,8 @@ def join(rank: int, world: int, *, device: str | torch.device = "cpu", timeout: 
     if missing and meeting == "env://":
         text = f"the environment of a distributed run lacks {', '.join(missing)}"
         raise UsageError(text, hint="start with `--ranks`, `--gpu=0,1` or torchrun")
+    if meeting == "env://" and not os.environ["MASTER_PORT"].isdecimal():
+        raise UsageError(f"MASTER_PORT={os.environ['MASTER_PORT']} is no port number", hint="29500, say")
     wait = timedelta(seconds=timeout)
     more: dict[str, Any] = {"rank": rank, "world_size": world, "timeout": wait}
     if gpu:

@@ -85,7 +85,10 @@ def reseed(seed: int, iteration: int, ranks: Ranks) -> None:
     if ranks.alone:
         return
     mixed = np.random.SeedSequence([seed, iteration, ranks.rank]).generate_state(2, np.uint64)
-    torch.manual_seed(int(mixed[0] % _LARGE))
+    # not torch.manual_seed: where CUDA sleeps it would keep every call for later, with its traceback
+    torch.default_generator.manual_seed(int(mixed[0] % _LARGE))
+    if ranks.device.type == "cuda":
+        torch.cuda.manual_seed(int(mixed[0] % _LARGE))
     np.random.seed(int(mixed[1] % (1 << 32)))
     random.seed(int(mixed[1]))
 

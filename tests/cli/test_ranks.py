@@ -184,6 +184,18 @@ def test_signals_go_to_all_ranks(as_ranks: object, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_terminated_launcher_ends_its_ranks(as_ranks: object, tmp_path: Path, capfd: Capfd) -> None:
+    text = (
+        f"open('{tmp_path}/ready' + str(rank), 'w').close()\n"
+        "if rank == 0:\n"
+        f"    while not os.path.exists('{tmp_path}/ready1'): time.sleep(0.01)\n"
+        "    os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)"
+    )
+    assert as_ranks(text) == 143  # type: ignore[operator]
+    assert capfd.readouterr().err == "error: terminated\n"
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 @no_gpu
 def test_gpus_that_are_not_there(folder: Path, capsys: Capture) -> None:
@@ -207,6 +219,11 @@ def test_ranks_and_gpus_that_contradict_each_other(
     [
         ({"RANK": "0", "WORLD_SIZE": "2"}, ["--ranks", "3"], "--ranks 3, but this process was started as one of 2"),
         ({"RANK": "0", "WORLD_SIZE": "2"}, [], "lacks MASTER_ADDR, MASTER_PORT"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "bla"},
+            [],
+            "MASTER_PORT=bla is no port number",
+        ),
         ({"RANK": "zero", "WORLD_SIZE": "2"}, [], "no set of numbers: RANK='zero', WORLD_SIZE='2'"),
     ],
 )
