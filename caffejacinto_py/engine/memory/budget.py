@@ -199,6 +199,7 @@ def _too_small(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: Numb
     if budget < best.update:
         text += f"weights, gradients and history alone take {in_units(best.update)}"
         text += f" when the update runs ({in_units(best.updating)} to work in)" if best.updating else ""
+        text += f"; a pass needs most at layer '{stage}'"
     elif best.beside.passing > best.cost.peak:
         text += f"where teachers run it takes {in_units(best.peak)}"
     else:
@@ -213,7 +214,10 @@ def _too_small(graph: Graph, best: MemoryPlan, strategy: Strategy, numbers: Numb
         divisor = max(b for b in range(1, several + 1) if best.batch % b == 0)
         times = best.batch // divisor
         hint += f", or batch_size {divisor} with {times} times the iter_size (the same update, but for BatchNorm)"
-    hint += f"; the largest batch that fits is {batch}" if batch != divisor else ""
+    if not batch:
+        hint += "; no batch_size fits"
+    elif batch != divisor:
+        hint += f"; the largest batch that fits is {batch}"
     return BudgetError(text, least=best.peak, batch=batch, stage=stage, hint=hint)
 
 
