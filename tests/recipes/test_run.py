@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from caffejacinto_py.cli import main
+from caffejacinto_py.cli import launch, main
 from caffejacinto_py.errors import CaffeError, Loc, UsageError
 from caffejacinto_py.recipes import results
 from caffejacinto_py.recipes.recipe import load
@@ -317,9 +317,15 @@ def test_stages_train_on_several_ranks(folder: Path, capsys: pytest.CaptureFixtu
     assert "Optimization Done." in out.err
 
 
-def test_a_stage_that_fails_on_several_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["run", "recipe.yaml", "--ranks", "3", "--threads", "1", "--dialect", "nvcaffe"]
+def test_a_stage_that_fails_on_several_ranks(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(launch, "run", lambda args, world, **more: seen.append([*args, str(world)]) or 3)
+    args = ["run", "recipe.yaml", "--ranks", "3", "--threads", "1", "--dialect", "nvcaffe", "--sync-bn"]
     assert main(args) == 1
     err = capsys.readouterr().err
-    assert "cannot be divided among 3 ranks" in err
     assert "stage 'initial': training on 3 ranks ended with exit code 3" in err
+    (command,) = seen
+    assert command[:2] == ["train", "--solver"]
+    assert {"--sync-bn", "--ranks", "--dialect", "--threads"} <= set(command)
