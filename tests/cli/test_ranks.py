@@ -68,7 +68,7 @@ def test_torchrun_starts_a_killed_run_again(folder: Path) -> None:
     assert (folder / "snap_iter_400.caffemodel").exists()
 
 
-def wait_for(ready: object, seconds: float = 90) -> None:
+def wait_for(ready: object, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not ready():  # type: ignore[operator]
         assert time.monotonic() < end

@@ -186,7 +186,7 @@ SCENARIOS: tuple[Callable[..., Any], ...] = (variants, resume, stop, bad_loss, r
 def main(folder: Path) -> None:
     around = environment()
     assert around is not None
-    ranks = join(around[0], around[1], timeout=60)
+    ranks = join(around[0], around[1], timeout=180)
     out = folder / "out"
     found = {s.__name__: s(folder, out, ranks) for s in SCENARIOS}
     (out / f"found.{ranks.rank}.json").write_text(json.dumps(found))
