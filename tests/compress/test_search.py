@@ -82,6 +82,7 @@ def feed(net: Net) -> Batches:
 
 @pytest.fixture(scope="module")
 def parts(net: Net, feed: Batches) -> tuple[s.Part, ...]:
+    feed.rewind()  # whichever test is the first to ask
     return s.find_parts(net.graph, net, s.watch(net, feed, 2))
 
 
