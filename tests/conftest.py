@@ -7,6 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# the same examples in every run, on machines of any speed; HYPOTHESIS_PROFILE=search looks for new ones
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 SHARED = Path(os.environ.get("CAFFEJACINTO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

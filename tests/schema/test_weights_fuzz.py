@@ -21,7 +21,7 @@ from caffejacinto_py.schema.weights import LayerBlobs, ModelFile, read_model, wr
 from tests.conftest import SHARED
 from tests.schema.weights_helpers import net_of
 
-QUICK = settings(max_examples=80, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 REAL = [
     SHARED / "golden" / name
     for name in (
