@@ -91,6 +91,12 @@ class ComparisonError(CaffeError):
     exit_code = 4
 
 
+class RankError(CaffeError):
+    """Another rank ended or did not answer. Its own message says why; this one only says that the run is over."""
+
+    exit_code = 5
+
+
 class ManyErrors(InputError):
     """Several errors found in one file, in order of place. `errors` has at least one."""
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-GONE = 5  # exit code of a rank that only noticed that another one had ended
+from caffejacinto_py.errors import RankError
+
+GONE = RankError.exit_code  # of a rank that only noticed that another one had ended
 TERMINATED = 128 + signal.SIGTERM  # as shells say it
 GRACE = 30.0  # seconds that the others have to notice it
 LOOK = 0.05

@@ -23,19 +23,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from caffejacinto_py.engine.meeting import room
-from caffejacinto_py.errors import CaffeError, UsageError
+from caffejacinto_py.errors import RankError, UsageError
 
 TIMEOUT = 600.0  # seconds: longer than a snapshot of a large net takes on a slow disk
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT")
 RENDEZVOUS = "CAFFEJACINTO_RENDEZVOUS"  # where the ranks of our own launcher meet, instead of env://
 MEETING = "meeting"  # the name of that file, in a folder of the launcher's
 LAUNCHER = "CAFFEJACINTO_LAUNCHER"  # process number of that launcher
-
-
-class RankError(CaffeError):
-    """Another rank ended or did not answer. Its own message says why; this one only says that the run is over."""
-
-    exit_code = 5
 
 
 class Ranks:

@@ -14,8 +14,8 @@ from torch import Tensor
 from caffejacinto_py.data.order import Share
 from caffejacinto_py.engine.evaluate import Score, evaluate, loss_weights
 from caffejacinto_py.engine.net import Net, Result
-from caffejacinto_py.engine.ranks import ALONE, RankError, Ranks
-from caffejacinto_py.errors import Loc, UsageError
+from caffejacinto_py.engine.ranks import ALONE, Ranks
+from caffejacinto_py.errors import Loc, RankError, UsageError
 from caffejacinto_py.schema.compat import Compat
 from caffejacinto_py.schema.dialect import Dialect, resolve_dialect
 from caffejacinto_py.schema.upgrade import load_solver, upgrade_solver

@@ -62,10 +62,11 @@ class Reducer:
         """Behind the last pass of an iteration: all gradients are means, and so is the loss that is returned."""
         if self.ranks.alone:
             return loss
-        mean = loss.detach().double().clone()
-        arrived = self.ranks.start_sum(mean)
         for bucket in self.buckets[self._sent :]:
             self._send(bucket)
+        # behind the buckets: all ranks send in one order, however many of these went during backward
+        mean = loss.detach().double().clone()
+        arrived = self.ranks.start_sum(mean)
         for bucket in self.buckets:
             self._receive(bucket)
         self._sent = 0

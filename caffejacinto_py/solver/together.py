@@ -15,8 +15,8 @@ import torch
 
 from caffejacinto_py.data.make import records
 from caffejacinto_py.engine.net import Net
-from caffejacinto_py.engine.ranks import RankError, Ranks
-from caffejacinto_py.errors import InputError
+from caffejacinto_py.engine.ranks import Ranks
+from caffejacinto_py.errors import InputError, RankError
 from caffejacinto_py.solver.nets import NetSource
 from caffejacinto_py.solver.signals import Signals
 from caffejacinto_py.solver.snapshot import checksum, find_latest

@@ -14,19 +14,12 @@ from caffejacinto_py.engine import gpu
 from caffejacinto_py.engine.net import Net
 from caffejacinto_py.engine.precision import choose
 from caffejacinto_py.errors import DeviceError
-from tests.cli.conftest import NET, SOLVER
+from tests.cli import conftest
 from tests.engine.test_precision import net as make_net
 from tests.gpu.fake import CUDA, fake_cuda
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "net.prototxt").write_text(NET)
-    (tmp_path / "solver.prototxt").write_text(SOLVER)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+folder = conftest.folder
 
 
 @pytest.fixture
